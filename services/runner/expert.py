@@ -93,6 +93,7 @@ class Expert:
             params=request.query,
             data=body,
             headers=_passed_on(request.headers, "content-encoding"),
+            allow_redirects=False,
         ) as reply:
             response = web.StreamResponse(status=reply.status, headers=_passed_on(reply.headers))
             await response.prepare(request)

@@ -14,6 +14,7 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.upstream.client import UpstreamClient
 from services.gateway.upstream.route import Route
 from services.runner.gateway_client import GatewayClient, GatewayRefused
+from tests.serving import serving
 
 
 class Redirecting:
@@ -34,15 +35,8 @@ class Redirecting:
 @pytest_asyncio.fixture
 async def server() -> AsyncGenerator[Redirecting]:
     made = Redirecting()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", made.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield made
-    await runner.cleanup()
+    async with serving(made.answer) as made.url:
+        yield made
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -17,6 +17,7 @@ from services.rewards.errors import PluginError
 from services.runner.errors import ExpertFailed
 from services.runner.expert import Expert, message_of
 from services.runner.gateway_client import Grant
+from tests.serving import serving
 
 CODE = """
 import sys
@@ -67,14 +68,8 @@ def expert_file(tmp_path: Path) -> Path:
 @pytest_asyncio.fixture
 async def gateway() -> AsyncGenerator[tuple[FakeGateway, str]]:
     fake = FakeGateway()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", fake.serve)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    yield fake, f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    await runner.cleanup()
+    async with serving(fake.serve) as url:
+        yield fake, f"{url}/v1"
 
 
 def grant(base_url: str) -> Grant:
@@ -151,6 +146,23 @@ async def test_other_requests_pass_as_they_are(
             async with session.get(own.replace("ro_1", "ro_2") + "/models") as reply:
                 assert reply.status == 404
     assert [sent for _, _, sent in fake.seen] == [b"", b"no JSON", b"[]", b"{}", b"{}"]
+
+
+async def test_a_redirect_is_the_agents_to_follow(expert_file: Path) -> None:
+    asked: list[str] = []
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        return web.Response(status=307, headers={"location": "/stolen"})
+
+    async with serving(redirect) as url, Expert(f"{expert_file}:answer", pytest.fail) as expert:
+        own = expert.base_url(grant(f"{url}/v1"), {})
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{own}/models", allow_redirects=False) as reply,
+        ):
+            assert (reply.status, reply.headers["location"]) == (307, "/stolen")
+    assert asked == ["/v1/models"]
 
 
 @pytest.mark.parametrize(
