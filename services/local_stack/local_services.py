@@ -40,7 +40,6 @@ class ValkeyPin(msgspec.Struct, frozen=True):
 class ModelPin(msgspec.Struct, frozen=True):
     """A model whose GGUF file comes in packages of a registry."""
 
-    title: str
     version: str
     """Of all its packages."""
     folder: str

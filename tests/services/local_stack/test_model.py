@@ -81,7 +81,6 @@ def test_a_file_in_parts_is_joined_and_verified(
 ) -> None:
     monkeypatch.setenv("FULGURITE_HOME", str(tmp_path))
     pin = local_services.ModelPin(
-        title="T",
         version="1",
         folder="made",
         sha256=hashlib.sha256(b"onetwo").hexdigest(),
