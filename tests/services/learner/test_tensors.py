@@ -53,6 +53,7 @@ def run(rank: int, ranks: int, folder: Path, *, writes: bool) -> None:
     after = step(module, optimizer)
     if rank == 0:
         torch.save(after, folder / f"after-{writes}")
+    dist.barrier()  # Gloo aborts a process whose peer closes its connections first.
     dist.destroy_process_group()
 
 
