@@ -3,7 +3,8 @@ rewards are permuted.
 
     python -m benchmarks.learning [--runs full lora] [--seeds 0 1 2] [--no-control]
 
-What has a report already is not run again, so an interrupted benchmark goes on where it was.
+What has a report already is not run again, so an interrupted benchmark goes on where it was. Rows of
+the page whose reports are on another machine stay.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main() -> None:
         if options.control:
             folder = _folder(options.work, name, "control")
             run(folder, options.seeds[0], control=True, example=EXAMPLES / f"{name}.toml")
-    text = _page(options.work, names)
+    text = _page(options.work, names, kept=_rows(options.out))
     options.out.write_text(text, encoding="utf-8")
     print(text)
 
@@ -47,7 +48,14 @@ def _folder(work: Path, name: str, seed: str) -> Path:
     return work / "learning" / name / seed
 
 
-def _page(work: Path, names: list[str]) -> str:
+def _rows(page: Path) -> dict[tuple[str, str], str]:
+    """The rows of a page by title and seed."""
+    lines = page.read_text(encoding="utf-8").splitlines() if page.exists() else []
+    cells = {line: [cell.strip() for cell in line.split("|")] for line in lines}
+    return {(found[1], found[2]): line for line, found in cells.items() if len(found) > 2}
+
+
+def _page(work: Path, names: list[str], kept: dict[tuple[str, str], str]) -> str:
     lines = [
         "# Learning curves",
         "",
@@ -64,8 +72,10 @@ def _page(work: Path, names: list[str]) -> str:
     ]
     for name in names:
         title = read_example(EXAMPLES / f"{name}.toml").title
-        reports = sorted((work / "learning" / name).glob("*/report.json"))
-        lines += [_row(title, report) for report in reports]
+        rows = {key: row for key, row in kept.items() if key[0] == title}
+        for report in (work / "learning" / name).glob("*/report.json"):
+            rows[title, report.parent.name] = _row(title, report)
+        lines += [rows[key] for key in sorted(rows)]
     return "\n".join([*lines, ""])
 
 
