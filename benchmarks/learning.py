@@ -3,8 +3,8 @@ rewards are permuted.
 
     python -m benchmarks.learning [--runs full lora] [--seeds 0 1 2] [--no-control]
 
-What has a report already is not run again, so an interrupted benchmark goes on where it was. Rows of
-the page whose reports are on another machine stay.
+What has a report already is not run again, so an interrupted benchmark goes on where it was. Rows
+of the page whose reports are on another machine stay.
 """
 
 from __future__ import annotations

@@ -338,8 +338,9 @@ class EngineConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`cpu`, `cuda`, or `auto`, which takes a GPU if there is one."""
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    """Type that the model computes in. Master weights and optimizer are fp32 either way."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Type that the model computes in: `bf16`, `fp32`, or `auto`, which is `fp32` on a CPU without
+    AVX-512, where bf16 is seven times slower. Master weights and optimizer are fp32 either way."""
     seed: int = 0
     """Seed of initialisation and order."""
     layout: Literal["forest", "rows"] = "forest"

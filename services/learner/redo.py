@@ -28,7 +28,7 @@ from services.learner.train_row import Trained, TrainRow
 Batch = Sequence[Sequence[TrainRow]]
 """The rows of each mini-batch."""
 
-_ROUNDING = {"fp32": 1e-3, "bf16": 0.05}
+_ROUNDING = {"fp32": 1e-3, "bf16": 0.05, "auto": 0.05}
 """Largest mean difference of a probe's log-probabilities that is rounding."""
 
 logger = logs.get()

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 
 from fulgurite.trajectories.forest import build, partition
 from services.common.runtime import logs
+from services.common.runtime.cpu import multiplies_bf16
 from services.learner import verl_cpu
 from services.learner.adapter import write_config
 from services.learner.attention import CHECKED, check_model
@@ -66,9 +67,9 @@ class Trainer:
     """Trains a run's model. Raises ConfigInvalid, IncompatibleModel."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = config
         _refuse_several_processes()
         self.device = verl_cpu.select(config.engine.device)
+        self.config = config = _with_dtype(config, self.device)
         # Imported after the platform is chosen: verl's engine asks for it while being imported.
         from services.learner.objective import Objective
 
@@ -440,6 +441,15 @@ def _refuse_several_processes() -> None:
             f"WORLD_SIZE={size}, but a learner is one process on one device: several would each "
             "train alone. Start one, without torchrun, and unset WORLD_SIZE"
         )
+
+
+def _with_dtype(config: RunConfig, device: str) -> RunConfig:
+    """The run with the type that this device computes in."""
+    if config.engine.dtype != "auto":
+        return config
+    dtype = "bf16" if device != "cpu" or multiplies_bf16() else "fp32"
+    engine = config.engine.model_copy(update={"dtype": dtype})
+    return config.model_copy(update={"engine": engine})
 
 
 def _worker(config: RunConfig, device: str) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.runtime.cpu import multiplies_bf16
 from services.local_stack.chat_format import ChatFormat, chat_format, own_template
 from services.local_stack.errors import SettingsInvalid
 
@@ -22,6 +23,9 @@ AUTO = "auto"
 _NO_MEDIA_DOMAIN = "none.invalid"
 """A name that never resolves (RFC 2606): vLLM takes an empty list as leave to fetch from anywhere.
 """
+
+
+_GPU = Path("/dev/nvidia0")
 
 
 class VllmSettings(BaseSettings):
@@ -42,6 +46,9 @@ class VllmSettings(BaseSettings):
     """Share of a GPU's memory that vLLM takes; without it, vLLM's own default."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs over which the model is split."""
+    dtype: str = AUTO
+    """Type of weights and computation (`--dtype`). `auto` is `bfloat16`, but `float32` on a CPU
+    without AVX-512, where bfloat16 is many times slower."""
     chat_template: Path | None = None
     """A chat template instead of the model's own."""
     tool_parser: str = AUTO
@@ -102,7 +109,7 @@ class VllmSettings(BaseSettings):
         chat = self.chat_format(model)
         options: dict[str, str | None] = {
             "--max-model-len": str(self.context_length),
-            "--dtype": "bfloat16",
+            "--dtype": self.dtype if self.dtype != AUTO else _usual_dtype(),
             # The default, 128, leaves the tail of every prompt out of the prefix cache, and on a
             # CPU the prompt is most of the work.
             "--block-size": "32",
@@ -144,3 +151,7 @@ class VllmSettings(BaseSettings):
             found = chat_format(own_template(model))
         parsers = {AUTO: found.tool_parser, "none": None}
         return ChatFormat(found.template, parsers.get(self.tool_parser, self.tool_parser))
+
+
+def _usual_dtype() -> str:
+    return "bfloat16" if _GPU.exists() or multiplies_bf16() else "float32"

@@ -606,3 +606,13 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigInvalid, match="WORLD_SIZE=2, but a learner is one process"):
         trainer()
+
+
+@pytest.mark.parametrize(("fast_bf16", "dtype"), [(True, "bf16"), (False, "fp32")])
+def test_a_cpu_without_fast_bf16_computes_in_fp32(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, *, fast_bf16: bool
+) -> None:
+    monkeypatch.setattr("services.learner.trainer.multiplies_bf16", lambda: fast_bf16)
+    made = trainer(engine={"dtype": "auto"})
+    assert made.config.engine.dtype == dtype
+    assert made.config.engine.device == "cpu"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.local_stack import vllm_settings
 from services.local_stack.chat_format import FULGURITE_TEMPLATE, own_template
 from services.local_stack.errors import SettingsInvalid
 from services.local_stack.model import tiny_model
@@ -148,3 +149,28 @@ def test_what_is_given_counts(tmp_path: Path) -> None:
     assert arguments[:3] == ["--model=/m", "--max-model-len=512", "--enforce-eager"]
     names = [one.partition("=")[0] for one in arguments]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "fast_bf16", "gpu", "expected"),
+    [
+        ("auto", True, False, "bfloat16"),
+        ("auto", False, False, "float32"),
+        ("auto", False, True, "bfloat16"),
+        ("bfloat16", False, False, "bfloat16"),
+        ("float16", True, True, "float16"),
+    ],
+)
+def test_the_type_of_computation_suits_the_machine(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: str,
+    expected: str,
+    *,
+    fast_bf16: bool,
+    gpu: bool,
+) -> None:
+    monkeypatch.setattr(vllm_settings, "multiplies_bf16", lambda: fast_bf16)
+    monkeypatch.setattr(vllm_settings, "_GPU", tmp_path if gpu else tmp_path / "none")
+    found = options(VllmSettings(dtype=chosen).arguments(model(tmp_path, TOOLS)))
+    assert found["--dtype"] == expected
