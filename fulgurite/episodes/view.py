@@ -6,13 +6,30 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from fulgurite.calls.transcript import answer_of, messages_of
 from fulgurite.enums import CallOutcome, EpisodeOutcome
 from fulgurite.events import Episode, LlmCall
 from fulgurite.failures import FailureKind
 from fulgurite.untrusted_json import Json, called_functions, parsed
+
+
+class Turn(NamedTuple):
+    """One answer of a model."""
+
+    call_id: str
+    """The call, by which a reward function can pay it alone."""
+    agent: str
+    """Role of the agent; empty if it has none."""
+    message: Json
+    """The answer as a chat message; empty if it cannot be read."""
+
+    @property
+    def text(self) -> str:
+        """What it says; empty for tool calls alone."""
+        content = self.message.get("content")
+        return content if isinstance(content, str) else ""
 
 
 class EpisodeView:
@@ -32,6 +49,15 @@ class EpisodeView:
     def calls(self) -> tuple[LlmCall, ...]:
         """The successful calls, in order of time."""
         return tuple(call for call in self.record.calls if call.outcome is CallOutcome.success)
+
+    @cached_property
+    def turns(self) -> tuple[Turn, ...]:
+        """The first answer of each successful call that has one, in order of time."""
+        return tuple(
+            Turn(call.call_id, call.agent, answer_of(call.choices[0]) or {})
+            for call in self.calls
+            if call.choices
+        )
 
     @cached_property
     def messages(self) -> list[Json]:

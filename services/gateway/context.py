@@ -22,7 +22,7 @@ from services.gateway.identity.conversation_matching import MEMORY_LIMIT, Conver
 from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.idempotency import Idempotency
 from services.gateway.identity.keys import KeyRing
-from services.gateway.identity.roles import Roles
+from services.gateway.identity.roles import Roles, role_aliases
 from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import MemoryStore, RedisStore, Store
 from services.gateway.recording.call_recorder import CallRecorder
@@ -126,7 +126,10 @@ def make_context(
     recorder = Recorder(producer, kafka, codec, settings, metrics)
     policies = PolicyTail(kafka, codec, settings.adapters())
     resolver = RolloutResolver(
-        ring, groups, _role_aliases(routes), _matcher(settings, ring, store, metrics)
+        ring,
+        groups,
+        role_aliases({alias: route.policy for alias, route in routes.items()}),
+        _matcher(settings, ring, store, metrics),
     )
     router = Router(
         routes, settings.backends(), settings.adapters(), settings.policy, policies.view
@@ -197,8 +200,3 @@ def _matcher(
         return None
     memory = _shared_or_own(settings, store, MEMORY_LIMIT)
     return ConversationMatcher(memory, ring.signing_secret, settings.conversation_ttl_s, metrics)
-
-
-def _role_aliases(routes: dict[str, Route]) -> dict[str, str]:
-    """Aliases that are an agent's role: those with another name than their policy."""
-    return {alias: alias for alias, route in routes.items() if route.policy not in (None, alias)}

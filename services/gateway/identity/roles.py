@@ -66,3 +66,12 @@ def _text(content: object) -> str:
     if isinstance(content, str):
         return content
     return "".join(str(part.get("text", "")) for part in mappings(content))
+
+
+def role_aliases(policies: Mapping[str, str | None]) -> dict[str, str]:
+    """The aliases that are an agent's role, each with that role: all but the name of the only
+    policy. `policies`: alias → policy, None where nothing is trained.
+    """
+    trained = {alias: policy for alias, policy in policies.items() if policy is not None}
+    several = len(set(trained.values())) > 1
+    return {alias: alias for alias, policy in trained.items() if several or alias != policy}

@@ -9,8 +9,8 @@ rollout. An id in a reply gives no access. A plain key names only rollouts that 
 opened, which their ids tell; a scoped key its own; the admin key any.
 
 The agent's role is the first of: header `x-fulgurite-agent`, path `/agents/{agent}/v1/...`, the
-key's, the one whose pattern the system prompt has (`roles`), the alias where it is not its policy's
-name.
+key's, the one whose pattern the system prompt has (`roles`), the alias, unless it is the name of
+the only policy.
 """
 
 from __future__ import annotations

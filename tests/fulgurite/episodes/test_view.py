@@ -53,6 +53,11 @@ def test_conversation_and_answer() -> None:
     assert [message["role"] for message in view.messages] == ["user", "assistant", "assistant"]
     assert view.final_text() == "2"
     assert len(view.calls) == 2
+    assert [(turn.agent, turn.message, turn.text) for turn in view.turns] == [
+        (view.calls[0].agent, TOOL, ""),
+        (view.calls[1].agent, {"role": "assistant", "content": "2"}, "2"),
+    ]
+    assert [turn.call_id for turn in view.turns] == [call.call_id for call in view.calls]
     assert view.tool_calls() == [
         {"name": "calc", "arguments": {"e": "1+1"}},
         {"name": "calc", "arguments": "1+"},

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.identity.roles import Roles
+from services.gateway.identity.roles import Roles, role_aliases
 from services.gateway.settings import RoleSpec
 
 ROLES = Roles(
@@ -66,3 +66,17 @@ def test_a_role_is_answered_by_its_alias_however_it_was_named() -> None:
     assert ROLES.alias_of("gpt", "planner") == "planner"
     assert ROLES.alias_of("gpt", "writer") == "gpt"
     assert ROLES.alias_of("other", "checker") == "other"
+
+
+@pytest.mark.parametrize(
+    ("policies", "roles"),
+    [
+        ({"policy": "policy"}, []),
+        ({"policy": "policy", "critic": "policy", "gpt-4o": None}, ["critic"]),
+        ({"writer": "writer", "critic": "critic"}, ["writer", "critic"]),
+    ],
+)
+def test_an_alias_is_a_role_unless_it_is_the_only_policy_s_name(
+    policies: dict[str, str | None], roles: list[str]
+) -> None:
+    assert role_aliases(policies) == {role: role for role in roles}
