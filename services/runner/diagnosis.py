@@ -1,7 +1,8 @@
 """Decides whether a run is useful, and explains in words why it is not. No I/O.
 
 In training a finished group is useless if none of its actions is trained or waits for the learner.
-In mode `val` it is useless if no rollout has an expected reward, or if all failed.
+In mode `val`, and with an expert, it is useless if no rollout has an expected reward, or if all
+failed.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ class Diagnosis:
 
     @property
     def _trains(self) -> bool:
-        return self._options.mode is Mode.train
+        """Whether actions are to be trained by reinforcement; an expert's never are."""
+        return self._options.mode is Mode.train and self._options.expert is None
 
     def _is_of_use(self, group_id: str) -> bool:
         scores = self._board.scores(group_id)

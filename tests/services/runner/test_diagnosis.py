@@ -38,7 +38,13 @@ class Told:
     """A run's bookkeeping, fed with events as the log has them."""
 
     def __init__(
-        self, *, n: int = 2, mode: Mode = Mode.train, rewarded: bool = True, policy: str = "policy"
+        self,
+        *,
+        n: int = 2,
+        mode: Mode = Mode.train,
+        rewarded: bool = True,
+        policy: str = "policy",
+        expert: str | None = None,
     ) -> None:
         rewards = {"reward": "builtin:f1"} if rewarded else {}
         self.options = RunOptions(
@@ -49,6 +55,7 @@ class Told:
             mode=mode,
             rewards=rewards,
             updates=1,
+            expert=expert,
         )
         self.learners = Learners()
         self.learners.on_update(claim())
@@ -172,6 +179,17 @@ def test_a_group_of_no_use_is_explained_with_a_remedy(
 def test_a_group_of_use_is_passed_over(told: Told, rewards: tuple[float | None, ...]) -> None:
     told.group(1, rewards)
     assert (told.diagnosis.useless(), told.text) == ([], "")
+
+
+def test_an_experts_episodes_are_of_use_although_reinforcement_leaves_them_out() -> None:
+    biased = msgspec.structs.replace(SAMPLING, logit_bias=True)
+    for expert, useless in ((None, 1), ("expert.py:answer", 0)):
+        told = Told(n=1, expert=expert)
+        told.group(0, (1.0,), sampling=biased)
+        assert len(told.diagnosis.useless()) == useless
+    told = Told(n=1, expert="expert.py:answer")
+    told.group(0, (None,))
+    assert "1 of 1 rollouts have no reward" in told.text
 
 
 def test_the_ledgers_word_counts_when_it_comes_and_a_learners_above_all() -> None:
