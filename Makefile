@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo up shell doctor test test-fast test-chaos test-agents test-compose lint check format docs lock wheel clean
+EXAMPLES := text-to-sql knowledge-base code-interpreter
+.PHONY: help install demo $(EXAMPLES:%=example-%) examples up shell doctor test test-fast test-chaos test-agents test-compose lint check format docs lock wheel clean
 
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
@@ -30,6 +31,12 @@ install: ## Make the two environments, .venv and .venv-serve. A second run insta
 
 demo: install ## A real agent learns to use a calculator: a quarter of an hour, two CPU cores. ARGS="..." is passed on.
 	@exec $(BIN)/python -m services.local_stack.demo $(ARGS)
+
+$(EXAMPLES:%=example-%): example-%: install
+	@exec $(BIN)/python -m services.local_stack.demo --example examples/$(subst -,_,$*)/example.toml --out .fulgurite/examples/$* $(ARGS)
+
+examples: ## How to train one of the examples: make example-text-to-sql, example-knowledge-base, example-code-interpreter.
+	@printf 'make %s\n' $(EXAMPLES:%=example-%)
 
 up: install ## Start the whole stack for your own agent; Ctrl-C stops it, its topics stay. ARGS="--alias gpt-4o-mini" ...
 	@exec $(BIN)/fulgurite up $(ARGS)
@@ -93,6 +100,7 @@ lock: ## Resolve requirements/*.txt anew from pyproject.toml.
 	@$(COMPILE) --upgrade requirements/build.in --output-file requirements/build.txt
 	@$(COMPILE) --constraints requirements/services.txt requirements/lint.in pyproject.toml $(LINT_EXTRAS) --output-file requirements/lint.txt
 	@$(COMPILE) --upgrade requirements/docs.in --output-file requirements/docs.txt
+	@for file in examples/*/requirements.in; do $(COMPILE) --upgrade $$file --output-file $${file%.in}.txt; done
 
 wheel: install ## Build the wheel into dist/.
 	@$(UV) build --wheel --quiet --build-constraints requirements/build.txt --require-hashes --out-dir dist

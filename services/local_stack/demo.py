@@ -2,8 +2,9 @@
 with every part of the system on this machine.
 
 Starts the local stack on a data folder of its own, evaluates the base model on held-out tasks,
-trains through the runner, evaluates again, and shows the curve and the ledger. Ctrl-C at any moment
-stops everything. Writes OUT/report.json, OUT/curve.png, OUT/tasks and OUT/data.
+trains through the runner, evaluates again, and shows the curve and the ledger. Where the example
+has a warm start, that comes first. Ctrl-C at any moment stops everything. Writes OUT/report.json,
+OUT/curve.png, OUT/tasks, OUT/data and OUT/warm.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from pathlib import Path
 
 import msgspec
@@ -24,7 +25,6 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fulgurite.enums import Mode
 from fulgurite.events import Trajectory
 from fulgurite.learning.intervals import Estimate
 from fulgurite.topics import LLM_CALLS, TRAJECTORIES
@@ -39,27 +39,22 @@ from services.common.runtime.process_secrets import hide_from_other_processes
 from services.local_stack.demo_report import LedgerReport, Phases, Report, Scores, draw_chart, show
 from services.local_stack.errors import StackError
 from services.local_stack.example import read_example
+from services.local_stack.example_runs import ExampleRuns, documented_command, shown
 from services.local_stack.exports import exporting_stack
 from services.local_stack.local_services import project_folder
 from services.local_stack.local_stack import LocalStack, OnReady, StackOptions
-from services.runner.command import new_run_id, run_command
+from services.local_stack.python_environments import python_environment
+from services.local_stack.warm_start import exported, train_warm_model
 from services.runner.errors import RunnerError
-from services.runner.options import REWARD_NAME, RunOptions
-from services.runner.progress import TerminalWatcher
 from services.runner.run import Summary
-from services.runner.settings import RunnerSettings
 
 GROUPS_PER_STEP = 5
 MAX_WAIT_S = 30
 """Seconds that a group with a signal waits for others. At the end of the training few groups have
 one, and a step is made on what there is.
 """
-GROUPS_AHEAD = 12
-"""More than a step needs: while some groups turn out to teach nothing, others are under way."""
-CONCURRENCY = 16
 UPDATES = 10
 HELD_OUT = 210
-EVALUATION_CONCURRENCY = 24
 
 PARTS = ("kafka", "valkey", "learner", "aggregator", "rewarder", "applier", "gateway", "vllm")
 
@@ -79,6 +74,7 @@ class Choices(msgspec.Struct, frozen=True):
     example: Path
     model: Path | None = None
     run: Path | None = None
+    warm_start: bool = True
 
 
 class Demo:
@@ -89,7 +85,6 @@ class Demo:
         self._choices = choices
         self._example = read_example(choices.example)
         self._console = console
-        self._environment: Mapping[str, str] = {}
         self._memory = MemoryMeter()
 
     def run(self) -> Report:
@@ -97,51 +92,87 @@ class Demo:
         choices = self._choices
         run_file = choices.run or self._example.run
         data = empty_folder(choices.out / "data")
-        training, held_out = self._make_tasks()
+        own_kafka = self._has_exports_of_a_stack()
+        environment = self._environment()
+        runs = ExampleRuns(self._example, environment, choices.seed, self._console)
+        tasks = self._make_tasks(runs)
         settings = {"FULGURITE__ENGINE__SEED": str(choices.seed)}
         if run_file is None:
             settings["FULGURITE__BATCH__GROUPS"] = str(GROUPS_PER_STEP)
             settings["FULGURITE__BATCH__MAX_WAIT_S"] = str(MAX_WAIT_S)
         if choices.control:
             settings["FULGURITE__BATCH__PERMUTE_REWARDS"] = str(choices.seed)
-        began = time.monotonic()
-        with (
-            self._memory,
-            starting(self._console) as on_ready,
-            LocalStack(
-                StackOptions(
-                    data=data,
-                    run=run_file,
-                    model=choices.model,
-                    # The agent asks for it, whatever the run's policy is called.
-                    aliases=("policy",),
-                    environment=settings,
-                    own_kafka=self._has_exports_of_a_stack(),
-                ),
-                on_ready,
-            ) as stack,
-        ):
-            on_ready("", 0)
-            started = time.monotonic()
-            self._environment = stack.environment
-            # The agents find `python` where this one is; the reward worker finds Kafka as the
-            # services do.
-            os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-            os.environ.update(stack.environment)
-            before = self._evaluate(held_out, "before")
-            evaluated = time.monotonic()
-            summary = self._train(training)
-            trained = time.monotonic()
-            after = self._evaluate(held_out, "after")
-            phases = Phases(
-                install=_install_seconds(),
-                start=started - began,
-                train=trained - evaluated,
-                evaluate=evaluated - started + time.monotonic() - trained,
-            )
-            report = self._report(before, after, summary, phases, stack.kafka)
+        # The agents find `python` where this one is.
+        path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        with self._memory, exported(path):
+            came = time.monotonic()
+            model = self._warm_model(runs, tasks / "warm.jsonl", own_kafka) or choices.model
+            began = time.monotonic()
+            with (
+                starting(self._console) as on_ready,
+                LocalStack(
+                    StackOptions(
+                        data=data,
+                        run=run_file,
+                        model=model,
+                        # The agent asks for it, whatever the run's policy is called.
+                        aliases=("policy",),
+                        environment=settings,
+                        own_kafka=own_kafka,
+                    ),
+                    on_ready,
+                ) as stack,
+                # The reward worker finds Kafka as the services do.
+                exported(stack.environment),
+            ):
+                on_ready("", 0)
+                started = time.monotonic()
+                before = self._evaluate(runs, tasks / "heldout.jsonl", "before", stack.kafka)
+                evaluated = time.monotonic()
+                summary = self._train(runs, tasks / "train.jsonl", stack.kafka)
+                trained = time.monotonic()
+                after = self._evaluate(runs, tasks / "heldout.jsonl", "after", stack.kafka)
+                phases = Phases(
+                    install=_install_seconds(),
+                    warm_start=began - came,
+                    start=started - began,
+                    train=trained - evaluated,
+                    evaluate=evaluated - started + time.monotonic() - trained,
+                )
+                report = self._report(before, after, summary, phases, stack.kafka)
         self._write(report)
         return report
+
+    def _environment(self) -> Path | None:
+        """The environment of the agent's packages, if it has one of its own."""
+        requirements = self._example.requirements
+        if requirements is None:
+            return None
+        name = self._choices.example.resolve().parent.name
+        with self._console.status(f"installing {shown(requirements)}"):
+            return python_environment(f"examples/{name}", requirements)
+
+    def _warm_model(self, runs: ExampleRuns, tasks: Path, own_kafka: bool) -> Path | None:
+        """The folder of the warm-started model; None without a warm start."""
+        warm = self._example.warm_start
+        if warm is None or not self._choices.warm_start:
+            return None
+        with starting(self._console, but="learner") as on_ready:
+            return train_warm_model(
+                warm,
+                runs,
+                tasks,
+                StackOptions(
+                    data=empty_folder(self._choices.out / "warm"),
+                    model=self._choices.model,
+                    aliases=("policy", *self._example.aliases),
+                    environment={"FULGURITE__ENGINE__SEED": str(self._choices.seed)},
+                    own_kafka=own_kafka,
+                    trains=False,
+                ),
+                on_ready,
+                self._console,
+            )
 
     def _has_exports_of_a_stack(self) -> bool:
         """Whether this shell has another stack's exports: the demo must not train its policy."""
@@ -154,7 +185,7 @@ class Demo:
             )
         return other is not None
 
-    def _make_tasks(self) -> tuple[Path, Path]:
+    def _make_tasks(self, runs: ExampleRuns) -> Path:
         folder = self._choices.out / "tasks"
         arguments = [
             "--seed",
@@ -165,42 +196,17 @@ class Demo:
             str(folder),
         ]
         subprocess.run(
-            [sys.executable, str(self._example.tasks), *arguments],
+            [runs.python, str(self._example.tasks), *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        return folder / "train.jsonl", folder / "heldout.jsonl"
+        return folder
 
-    def _options(self, tasks: Path, mode: Mode, *agent_arguments: str) -> RunOptions:
-        example = self._example
-        return RunOptions(
-            tasks=tasks,
-            command=(
-                "python",
-                _shown(example.agent),
-                *example.agent_arguments,
-                *agent_arguments,
-            ),
-            run_id=new_run_id(),
-            n=example.group_size if mode is Mode.train else 1,
-            concurrency=CONCURRENCY if mode is Mode.train else EVALUATION_CONCURRENCY,
-            rewards={REWARD_NAME: _shown(Path(example.reward))},
-            weights=dict.fromkeys(example.recorded, 0.0),
-            credit_rule=example.credit_rule,
-            mode=mode,
-            deadline_s=180.0,
-            max_ahead=GROUPS_AHEAD if mode is Mode.train else None,
-            updates=self._choices.updates if mode is Mode.train else None,
-            preload=example.preload,
-            seed=self._choices.seed,
-            cwd=Path.cwd(),
-        )
-
-    def _evaluate(self, tasks: Path, when: str) -> Scores:
+    def _evaluate(self, runs: ExampleRuns, tasks: Path, when: str, kafka: KafkaSettings) -> Scores:
         scores: list[tuple[Estimate, dict[str, float]]] = []
         for temperature in ("1", "0"):
             title = f"held out, {when} training, {'sampled' if temperature == '1' else 'greedy'}"
-            summary = self._run(self._options(tasks, Mode.val, "--temperature", temperature), title)
+            summary = runs.run(runs.evaluation(tasks, temperature), title, kafka)
             if summary.reward is None:
                 raise RunnerError(
                     f"{title}: no rollout was scored; see {self._choices.out / 'data' / 'logs'}"
@@ -210,20 +216,12 @@ class Demo:
         (sampled, components), (greedy, _) = scores
         return Scores(sampled, greedy, components)
 
-    def _train(self, tasks: Path) -> Summary:
-        options = self._options(tasks, Mode.train)
+    def _train(self, runs: ExampleRuns, tasks: Path, kafka: KafkaSettings) -> Summary:
+        options = runs.training(tasks, self._choices.updates)
         self._console.print(
             f"[bold]training[/bold], as with\n  {documented_command(options)}", highlight=False
         )
-        return self._run(options, "training")
-
-    def _run(self, options: RunOptions, title: str) -> Summary:
-        settings = RunnerSettings()
-        with TerminalWatcher(self._console, title) as watcher:
-            return run_command(options, watcher, settings, self._kafka())
-
-    def _kafka(self) -> KafkaSettings:
-        return KafkaSettings(bootstrap_servers=self._environment["KAFKA_BOOTSTRAP_SERVERS"])
+        return runs.run(options, "training", kafka)
 
     def _report(
         self, before: Scores, after: Scores, summary: Summary, phases: Phases, kafka: KafkaSettings
@@ -297,27 +295,6 @@ def read_ledger(kafka: KafkaSettings) -> LedgerReport:
     return LedgerReport(actions=balance.actions, terms=balance.terms, remainder=balance.remainder)
 
 
-def _shown(path: Path) -> str:
-    """The path as a person would write it here."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def documented_command(options: RunOptions) -> str:
-    """The command line that does the same."""
-    parts = [
-        "fulgurite run",
-        f"--tasks {options.tasks}",
-        f"-n {options.n}",
-        f"--concurrency {options.concurrency}",
-        *(f"--reward {name}={reference}" for name, reference in options.rewards.items()),
-    ]
-    parts += [f"--weight {name}={weight:g}" for name, weight in options.weights.items()]
-    parts += [f"--credit-rule '{options.credit_rule}'"] if options.credit_rule is not None else []
-    parts += [f"--preload {module}" for module in options.preload]
-    parts += [f"--updates {options.updates}"] if options.updates is not None else []
-    return " ".join([*parts, "--", *options.command])
-
-
 def empty_folder(folder: Path) -> Path:
     """An empty folder; what an earlier demo left there is removed, and nothing else. Raises
     StackError.
@@ -333,8 +310,8 @@ def empty_folder(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def starting(console: Console) -> Generator[OnReady]:
-    """Show which parts are up; the call with an empty name ends it."""
+def starting(console: Console, but: str = "") -> Generator[OnReady]:
+    """Show which parts, but one, are up; the call with an empty name ends it."""
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -342,7 +319,7 @@ def starting(console: Console) -> Generator[OnReady]:
         console=console,
         transient=not console.is_terminal,
     )
-    tasks = {name: progress.add_task(f"starting {name}", total=1) for name in PARTS}
+    tasks = {name: progress.add_task(f"starting {name}", total=1) for name in PARTS if name != but}
 
     def on_ready(name: str, seconds: float) -> None:
         # Of several policies each has a learner, and of several backends each an applier.
@@ -399,6 +376,13 @@ def _parse_arguments(arguments: list[str] | None) -> Choices:
         help="file that describes the agent, its tasks and rewards",
     )
     parser.add_argument("--run", type=Path, help="file that describes the training run")
+    parser.add_argument(
+        "--no-warm-start",
+        dest="warm_start",
+        action="store_false",
+        help="train the model as it is, for example what an earlier warm start left in "
+        "OUT/warm/model",
+    )
     chosen = parser.parse_args(arguments)
     return Choices(
         chosen.seed,
@@ -409,6 +393,7 @@ def _parse_arguments(arguments: list[str] | None) -> Choices:
         chosen.example,
         chosen.model,
         chosen.run,
+        chosen.warm_start,
     )
 
 

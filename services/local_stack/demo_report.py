@@ -30,6 +30,7 @@ class Phases(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of each phase."""
 
     install: float
+    warm_start: float
     start: float
     train: float
     evaluate: float
@@ -151,8 +152,8 @@ def show(report: Report, console: Console, places: dict[str, Path]) -> None:
     facts.add_row("recorded", f"{report.calls} calls, {report.trajectories} trajectories")
     facts.add_row(
         "seconds",
-        f"install {phases.install:.0f}, start {phases.start:.0f}, train {phases.train:.0f}, "
-        f"evaluate {phases.evaluate:.0f}",
+        f"install {phases.install:.0f}, warm start {phases.warm_start:.0f}, "
+        f"start {phases.start:.0f}, train {phases.train:.0f}, evaluate {phases.evaluate:.0f}",
     )
     facts.add_row("memory", f"{report.peak_memory_mib} MiB at most, all processes together")
     for name, place in places.items():

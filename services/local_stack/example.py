@@ -6,6 +6,11 @@
     reward = "rewards.py:score"
     recorded = ["expression_right"]         # further rewards that it returns, of weight 0
     preload = ["openai"]
+    requirements = "requirements.txt"       # packages of the agent, in an environment of their own
+
+    [warm_start]                            # the base model learns from an expert first
+    expert = "expert.py:answer"
+    run = "warm.toml"
 
 Files are named relative to it.
 """
@@ -20,6 +25,15 @@ import msgspec
 from services.local_stack.errors import SettingsInvalid
 
 
+class WarmStart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the base model learns before there is any reward."""
+
+    expert: str
+    """`FILE.py:FUNCTION` that knows the answers; it answers the tasks of `warm.jsonl`."""
+    run: Path
+    """The run file of `fulgurite sft`."""
+
+
 class Example(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One example. Paths are absolute once it is read."""
 
@@ -28,7 +42,9 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     agent_arguments: tuple[str, ...] = ()
     """All but `--temperature`, which the demo adds for an evaluation."""
     tasks: Path
-    """A program with the options `--seed`, `--held-out` and `--out FOLDER`."""
+    """A program with the options `--seed`, `--held-out` and `--out FOLDER`. It writes
+    `train.jsonl`, `heldout.jsonl` and, for a warm start, `warm.jsonl`.
+    """
     reward: str
     """`FILE.py:FUNCTION`"""
     recorded: tuple[str, ...] = ()
@@ -36,6 +52,11 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     credit_rule: str | None = None
     group_size: int = 6
     preload: tuple[str, ...] = ()
+    requirements: Path | None = None
+    """Pins of every package that agent and tasks need; without it they use those of the demo."""
+    aliases: tuple[str, ...] = ()
+    """Model names that the agent asks for, beside `policy` and the names of the run's policies."""
+    warm_start: WarmStart | None = None
     run: Path | None = None
     """The run file of the training; without it, the defaults."""
 
@@ -52,10 +73,19 @@ def read_example(file: Path) -> Example:
     except (OSError, msgspec.MsgspecError) as error:
         raise SettingsInvalid(f"{file}: {error}") from error
     folder = file.resolve().parent
+    warm = example.warm_start
+    if warm is not None:
+        warm = WarmStart(expert=str(folder / warm.expert), run=folder / warm.run)
     return msgspec.structs.replace(
         example,
         agent=folder / example.agent,
         tasks=folder / example.tasks,
         reward=str(folder / example.reward),
-        run=folder / example.run if example.run is not None else None,
+        requirements=_within(folder, example.requirements),
+        warm_start=warm,
+        run=_within(folder, example.run),
     )
+
+
+def _within(folder: Path, file: Path | None) -> Path | None:
+    return None if file is None else folder / file

@@ -70,6 +70,8 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Start a Kafka whatever KAFKA_BOOTSTRAP_SERVERS says."""
     environment: Mapping[str, str] = {}
     """Settings of the services, on top of what the stack sets."""
+    trains: bool = True
+    """Start the learners. Without them the stack serves and records."""
     restart: bool = True
     """Start a service again when it ends by itself."""
 
@@ -365,7 +367,7 @@ class LocalStack:
 
     def _services(self) -> list[ProcessSpec]:
         return [
-            *self._learners(),
+            *(self._learners() if self.options.trains else ()),
             self._service("aggregator", "services.aggregator.main"),
             self._service("rewarder", "services.rewarder.main"),
             self._service(

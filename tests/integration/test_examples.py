@@ -1,0 +1,102 @@
+"""Each example with a warm start, end to end on a tiny model: its agent in its own environment, its
+tools, its tasks and rewards, and its expert, who is right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from services.local_stack.example import read_example
+from services.local_stack.example_runs import ExampleRuns, documented_command
+from services.local_stack.local_stack import LocalStack, StackOptions
+from services.local_stack.model import tiny_model
+from services.local_stack.python_environments import python_environment
+from services.runner.options import RunOptions
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900), pytest.mark.xdist_group("examples")]
+
+PROJECT = Path(__file__).parents[2]
+EXAMPLES = {
+    file.parent.name: example
+    for file in sorted(PROJECT.glob("examples/*/example.toml"))
+    if (example := read_example(file)).warm_start is not None
+}
+TASKS = 6
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    aliases = {alias for example in EXAMPLES.values() for alias in example.aliases}
+    options = StackOptions(
+        data=tmp_path_factory.mktemp("stack"),
+        model=tiny_model(),
+        aliases=("policy", *sorted(aliases)),
+        environment={"OMP_NUM_THREADS": "1"},
+        trains=False,
+    )
+    with LocalStack(options) as stack:
+        yield stack
+
+
+def fulgurite(stack: LocalStack, *arguments: str) -> str:
+    """Run a command as a user would; what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli.main", *arguments],
+        cwd=PROJECT,
+        env={**os.environ, **stack.environment, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def run(stack: LocalStack, options: RunOptions, results: Path, *more: str) -> dict[str, Any]:
+    """Run what the demo documents; the summary."""
+    _, command, *arguments = shlex.split(documented_command(options))
+    fulgurite(stack, command, "--results", str(results), *more, *arguments)
+    return json.loads(results.read_text())
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_expert_is_paid_and_the_model_fails_without_a_crash(
+    stack: LocalStack, tmp_path: Path, name: str
+) -> None:
+    example = EXAMPLES[name]
+    assert example.requirements is not None
+    assert example.warm_start is not None
+    environment = python_environment(f"examples/{name}", example.requirements)
+    runs = ExampleRuns(example, environment, 0, Console())
+    counts = {"--training": 4, "--held-out": 3, "--warm": TASKS, "--out": tmp_path}
+    subprocess.run(
+        [runs.python, example.tasks, *(str(one) for pair in counts.items() for one in pair)],
+        check=True,
+        timeout=300,
+    )
+
+    since = datetime.now(UTC).isoformat()
+    expert = runs.expert(tmp_path / "warm.jsonl", example.warm_start.expert)
+    summary = run(stack, expert, tmp_path / "expert.json")
+    assert summary["counts"]["scored"] == TASKS
+    rewards = [rollout["reward"] for rollout in summary["rollouts"]]
+    assert min(rewards) >= 0.9, rewards
+    names = ["--policy", "warm", "--rows-of", "policy", "--since", since]
+    said = fulgurite(stack, "sft", str(example.warm_start.run), *names, "--dry-run")
+    assert f"{TASKS} episodes of {TASKS} groups" in said
+
+    held_out = runs.evaluation(tmp_path / "heldout.jsonl", "1")
+    summary = run(stack, held_out, tmp_path / "model.json", "--mode", "val")
+    assert summary["counts"]["scored"] == 3
