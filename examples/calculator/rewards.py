@@ -62,8 +62,8 @@ def own_turns(episode: EpisodeView) -> list[dict[str, Any]]:
 
 
 def same_meaning(written: str, reference: str) -> bool:
-    """Whether two expressions are equal up to blanks, brackets and the order of the terms of a sum
-    or product.
+    """Whether two expressions are equal up to blanks, brackets and the order of the terms of a sum,
+    difference or product.
     """
     try:
         return _normal(ast.parse(written.strip(), mode="eval").body) == _normal(
@@ -74,9 +74,32 @@ def same_meaning(written: str, reference: str) -> bool:
 
 
 def _normal(node: ast.expr) -> str:
-    if isinstance(node, ast.BinOp):
-        sides = [_normal(node.left), _normal(node.right)]
-        if isinstance(node.op, ast.Add | ast.Mult):
-            sides.sort()
-        return f"({type(node.op).__name__} {' '.join(sides)})"
-    return ast.dump(node)
+    """The same text for expressions that differ in blanks, brackets and order only."""
+    match node:
+        case ast.BinOp(op=ast.Add() | ast.Sub()):
+            return f"sum({' '.join(sorted(_terms(node)))})"
+        case ast.BinOp(op=ast.Mult()):
+            return f"product({' '.join(sorted(_factors(node)))})"
+        case ast.BinOp():
+            sides = f"{_normal(node.left)} {_normal(node.right)}"
+            return f"{type(node.op).__name__}({sides})"
+        case _:
+            return ast.dump(node)
+
+
+def _terms(node: ast.expr, sign: str = "+") -> list[str]:
+    """The terms of a sum or difference, each with its sign."""
+    match node:
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() as operator, right=right):
+            turned = {"+": "-", "-": "+"}[sign] if isinstance(operator, ast.Sub) else sign
+            return _terms(left, sign) + _terms(right, turned)
+        case _:
+            return [sign + _normal(node)]
+
+
+def _factors(node: ast.expr) -> list[str]:
+    match node:
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return _factors(left) + _factors(right)
+        case _:
+            return [_normal(node)]

@@ -6,6 +6,8 @@ asserted whenever the files are written. What the agent sees of a task is its `q
 `reference` is for the reward function and never reaches the agent.
 
     python tasks.py --seed 0 --out DIR        writes DIR/train.jsonl and DIR/heldout.jsonl
+
+`--harder` asks for two operations, writes numbers as words, and tells what does not matter.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,15 +52,23 @@ THINGS = (
 )
 
 
+OPERANDS = "abc"
+WORDS = (
+    "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen",
+)  # fmt: skip
+IN_WORDS = dict(enumerate(WORDS, 2))
+
+
 class Template(NamedTuple):
-    """A problem with places for a name, another name, a thing and two numbers, and the expression
-    that solves it.
+    """A problem with places for a name, another name, a thing and up to three numbers (`a`, as a
+    word `a_word`), and the expression that solves it.
     """
 
     text: str
     expression: str
-    smallest: tuple[int, int]
-    largest: tuple[int, int]
+    smallest: tuple[int, ...]
+    largest: tuple[int, ...]
 
 
 class Task(NamedTuple):
@@ -69,7 +78,7 @@ class Task(NamedTuple):
     expression: str
     answer: int
     template: str
-    numbers: tuple[int, int]
+    numbers: tuple[int, ...]
 
     def to_json(self) -> str:
         """One line of a tasks file."""
@@ -123,6 +132,101 @@ HELD_OUT = (
     ),
 )
 
+HARDER_TRAINING = (
+    Template(
+        "{name} has {a} {things}, finds {b} more and gives {c} away. How many {things} does {name} "
+        "have now?",
+        "{a}+{b}-{c}",
+        (31, 11, 11),
+        (99, 99, 29),
+    ),
+    Template(
+        "{name} had {a} {things}, lost {b} of them and then {c} more. How many {things} are left?",
+        "{a}-{b}-{c}",
+        (61, 11, 11),
+        (99, 29, 29),
+    ),
+    Template(
+        "There are {a_word} boxes with {b} {things} in each, and {c} more {things} beside them. "
+        "How many {things} are there in all?",
+        "{a}*{b}+{c}",
+        (2, 11, 11),
+        (14, 59, 99),
+    ),
+    Template(
+        "{name} fills {a_word} bags. Each bag holds {b} {things}. How many {things} is that?",
+        "{a}*{b}",
+        (2, 11),
+        (14, 59),
+    ),
+    Template(
+        "{name} is {c} years old. {name} has {a} {things} and finds {b} more. How many {things} "
+        "does {name} have now?",
+        "{a}+{b}",
+        (11, 11, 5),
+        (99, 99, 99),
+    ),
+    Template(
+        "{c} children play. {name} has {a} {things}. {other} has {b} fewer. How many {things} does "
+        "{other} have?",
+        "{a}-{b}",
+        (51, 11, 11),
+        (99, 49, 99),
+    ),
+)
+
+HARDER_HELD_OUT = (
+    Template(
+        "{name} owns {a} {things}, gets another {b} and sells {c}. How many {things} does {name} "
+        "own then?",
+        "{a}+{b}-{c}",
+        (31, 11, 11),
+        (99, 99, 29),
+    ),
+    Template(
+        "{name} had {a} {things}, gave {b} to {other} and {c} to a friend. How many {things} does "
+        "{name} still have?",
+        "{a}-{b}-{c}",
+        (61, 11, 11),
+        (99, 29, 29),
+    ),
+    Template(
+        "A room has {a_word} shelves with {b} {things} on each. {c} {things} lie on the floor. How "
+        "many {things} are in the room?",
+        "{a}*{b}+{c}",
+        (2, 11, 11),
+        (14, 59, 99),
+    ),
+    Template(
+        "{name} buys {a_word} packs. Every pack has {b} {things}. How many {things} did {name} "
+        "buy?",
+        "{a}*{b}",
+        (2, 11),
+        (14, 59),
+    ),
+    Template(
+        "{name} lives at number {c}. {name} owns {a} {things} and gets another {b}. How many "
+        "{things} does {name} own then?",
+        "{a}+{b}",
+        (11, 11, 5),
+        (99, 99, 99),
+    ),
+    Template(
+        "It is {c} miles to the shop. {name} counted {a} {things} there. {other} counted {b} less. "
+        "How many {things} did {other} count?",
+        "{a}-{b}",
+        (51, 11, 11),
+        (99, 49, 99),
+    ),
+)
+
+TEMPLATES = {
+    ("train", False): TRAINING,
+    ("heldout", False): HELD_OUT,
+    ("train", True): HARDER_TRAINING,
+    ("heldout", True): HARDER_HELD_OUT,
+}
+
 
 def split_of(number: int) -> str:
     """The side a number belongs to: a third of all numbers is held out."""
@@ -131,25 +235,22 @@ def split_of(number: int) -> str:
 
 def make_task(template: Template, split: str, chance: random.Random) -> Task:
     """A problem from a template, with numbers of this split."""
-    a, b = (
+    numbers = tuple(
         chance.choice([number for number in range(low, high + 1) if split_of(number) == split])
         for low, high in zip(template.smallest, template.largest, strict=True)
     )
     name, other = chance.sample(NAMES, 2)
-    expression = template.expression.format(a=a, b=b)
-    left, operator, right = re.fullmatch(r"(\d+)([-+*])(\d+)", expression).groups()  # pyright: ignore[reportOptionalMemberAccess]
-    answer = {
-        "+": int(left) + int(right),
-        "-": int(left) - int(right),
-        "*": int(left) * int(right),
-    }[operator]
-    question = template.text.format(name=name, other=other, a=a, b=b, things=chance.choice(THINGS))
-    return Task(question, expression, answer, template.text, (a, b))
+    values: dict[str, object] = dict(zip(OPERANDS, numbers, strict=False))
+    expression = template.expression.format(**values)
+    values["a_word"] = IN_WORDS.get(numbers[0])
+    question = template.text.format(name=name, other=other, things=chance.choice(THINGS), **values)
+    # The expressions are those above, and no one else's.
+    return Task(question, expression, eval(expression), template.text, numbers)
 
 
-def make_tasks(split: str, count: int, seed: int) -> list[Task]:
+def make_tasks(split: str, count: int, seed: int, *, harder: bool = False) -> list[Task]:
     """Distinct problems of a split, all templates equally often, in an order that mixes them."""
-    templates = TRAINING if split == "train" else HELD_OUT
+    templates = TEMPLATES[split, harder]
     chance = random.Random(f"{seed} {split}")
     tasks: dict[str, Task] = {}
     while len(tasks) < count:
@@ -176,11 +277,13 @@ def assert_disjoint(training: list[Task], held_out: list[Task]) -> None:
             )
 
 
-def write_tasks(folder: Path, seed: int, training: int, held_out: int) -> tuple[Path, Path]:
+def write_tasks(
+    folder: Path, seed: int, training: int, held_out: int, *, harder: bool = False
+) -> tuple[Path, Path]:
     """Write both files; the paths of the training and the held-out problems."""
     splits = {
-        "train": make_tasks("train", training, seed),
-        "heldout": make_tasks("heldout", held_out, seed),
+        "train": make_tasks("train", training, seed, harder=harder),
+        "heldout": make_tasks("heldout", held_out, seed, harder=harder),
     }
     assert_disjoint(splits["train"], splits["heldout"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,9 +300,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--training", type=int, default=2000, help="number of training problems")
     parser.add_argument("--held-out", type=int, default=210, help="number of held-out problems")
+    parser.add_argument("--harder", action="store_true", help="two operations, words, distractions")
     parser.add_argument("--out", type=Path, default=Path())
     options = parser.parse_args()
-    for path in write_tasks(options.out, options.seed, options.training, options.held_out):
+    for path in write_tasks(
+        options.out, options.seed, options.training, options.held_out, harder=options.harder
+    ):
         print(path)
 
 

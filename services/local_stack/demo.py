@@ -194,6 +194,7 @@ class Demo:
             str(self._choices.held_out),
             "--out",
             str(folder),
+            *self._example.task_arguments,
         ]
         subprocess.run(
             [runs.python, str(self._example.tasks), *arguments],

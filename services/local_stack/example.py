@@ -45,6 +45,8 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A program with the options `--seed`, `--held-out` and `--out FOLDER`. It writes
     `train.jsonl`, `heldout.jsonl` and, for a warm start, `warm.jsonl`.
     """
+    task_arguments: tuple[str, ...] = ()
+    """Further options of that program."""
     reward: str
     """`FILE.py:FUNCTION`"""
     recorded: tuple[str, ...] = ()

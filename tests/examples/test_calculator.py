@@ -5,6 +5,7 @@ reward pays for.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,13 @@ def test_the_answer_counts_against_what_the_tool_said_not_against_the_truth() ->
         ("3-8", "8-3", False),
         ("3/8", "8/3", False),
         ("2*3+4", "4+3*2", True),
+        ("40+12-7", "40-7+12", True),
+        ("40-(7-12)", "40+12-7", True),
+        ("40-(12+7)", "40-12-7", True),
+        ("40-12+7", "40-12-7", False),
+        ("2*(3*4)", "4*3*2", True),
+        ("2*(3+4)", "2*3+4", False),
+        ("8/2/2", "8/(2/2)", False),
         ("11", "3+8", False),
         ("3+8", "3+9", False),
         ("-3+8", "8-3", False),
@@ -168,12 +176,13 @@ def test_an_unknown_tool_is_told_to_the_model() -> None:
     assert agent.use_tool("search", "{}") == "error: there is no tool search"
 
 
+@pytest.mark.parametrize("harder", [False, True])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_training_and_held_out_problems_share_neither_templates_nor_numbers(
-    seed: int, tmp_path: Path
+    seed: int, *, harder: bool
 ) -> None:
-    training = tasks.make_tasks("train", 500, seed)
-    held_out = tasks.make_tasks("heldout", 210, seed)
+    training = tasks.make_tasks("train", 500, seed, harder=harder)
+    held_out = tasks.make_tasks("heldout", 210, seed, harder=harder)
     assert not {task.template for task in training} & {task.template for task in held_out}
     assert not {number for task in training for number in task.numbers} & {
         number for task in held_out for number in task.numbers
@@ -191,10 +200,11 @@ def test_a_shared_number_or_template_is_noticed() -> None:
         tasks.assert_disjoint([task], [task._replace(template="another")])
 
 
-def test_problems_are_answerable_and_repeatable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("harder", [False, True])
+def test_problems_are_answerable_and_repeatable(tmp_path: Path, *, harder: bool) -> None:
     paths = (
-        tasks.write_tasks(tmp_path / "a", 0, 120, 60),
-        tasks.write_tasks(tmp_path / "b", 0, 120, 60),
+        tasks.write_tasks(tmp_path / "a", 0, 120, 60, harder=harder),
+        tasks.write_tasks(tmp_path / "b", 0, 120, 60, harder=harder),
     )
     assert [path.read_text() for path in paths[0]] == [path.read_text() for path in paths[1]]
     for path in paths[0]:
@@ -203,8 +213,8 @@ def test_problems_are_answerable_and_repeatable(tmp_path: Path) -> None:
             reference = task["reference"]
             assert agent.calculate(reference["expression"]) == str(reference["answer"])
             assert all(
-                number in task["question"]
-                for number in reference["expression"].replace("*", "+").replace("-", "+").split("+")
+                number in task["question"] or tasks.IN_WORDS[int(number)] in task["question"]
+                for number in re.findall(r"\d+", reference["expression"])
             )
             assert reference["answer"] > 0
 

@@ -13,7 +13,11 @@ from services.local_stack.example import read_example
 
 PROJECT = Path(__file__).parents[3]
 FILES = sorted(
-    [*PROJECT.glob("examples/*/example.toml"), *PROJECT.glob("benchmarks/learning/*.toml")]
+    {
+        *PROJECT.glob("examples/*/example.toml"),
+        *PROJECT.glob("examples/calculator/*.toml"),
+        *PROJECT.glob("benchmarks/learning/*.toml"),
+    }
 )
 
 
@@ -26,6 +30,12 @@ def test_every_example_names_what_is_there(file: Path) -> None:
     credit_rule(example.credit_rule or "identical")
     if example.run is not None:
         assert load_all(example.run, {"FULGURITE_MODEL": "model"})
+    if example.requirements is not None:
+        assert example.requirements.is_file()
+    if example.warm_start is not None:
+        assert Path(example.warm_start.expert.rpartition(":")[0]).is_file()
+        [run] = load_all(example.warm_start.run, {"FULGURITE_MODEL": "model"}, "warm")
+        assert run.sft.min_reward is not None, "not all that is recorded is the expert's"
 
 
 @pytest.mark.parametrize(
