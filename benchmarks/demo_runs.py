@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from services.common.runtime.cpu import multiplies_bf16
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 HEAD = (
@@ -65,18 +67,33 @@ def main() -> None:
 
 
 def run(
-    out: Path, seed: int, *, control: bool = False, again: bool = False, example: Path | None = None
+    out: Path,
+    seed: int,
+    *,
+    control: bool = False,
+    again: bool = False,
+    example: Path | None = None,
+    warm_model: Path | None = None,
 ) -> dict[str, Any]:
-    """One demo, of another example if one is given; its report."""
+    """One demo, of another example if one is given; its report.
+
+    `warm_model`: where the example's warm start is kept, so that the next run begins with it.
+    """
     report = out / "report.json"
     if not report.is_file() or again:
         argv = [sys.executable, "-m", "services.local_stack.demo"]
         argv += ["--seed", str(seed), "--out", str(out)]
         argv += ["--control"] if control else []
         argv += ["--example", str(example)] if example is not None else []
+        if warm_model is not None and warm_model.is_dir():
+            argv += ["--model", str(warm_model), "--no-warm-start"]
         subprocess.run(argv, check=True, cwd=PROJECT)
+        if warm_model is not None and not warm_model.is_dir():
+            warm_model.parent.mkdir(parents=True, exist_ok=True)
+            (out / "warm" / "model").rename(warm_model)
         # Topics, checkpoints and versions take gigabytes a run.
         shutil.rmtree(out / "data")
+        shutil.rmtree(out / "warm", ignore_errors=True)
     return read_report(report)
 
 
@@ -114,8 +131,8 @@ def machine() -> str:
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"{os.cpu_count()} cores of {model} ({platform.machine()}), {memory:.0f} GiB of memory, no "
-        "GPU"
+        f"{os.cpu_count()} cores of {model} ({platform.machine()}, "
+        f"{'with' if multiplies_bf16() else 'without'} AVX-512), {memory:.0f} GiB of memory, no GPU"
     )
 
 

@@ -12,40 +12,77 @@ from __future__ import annotations
 import argparse
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.demo_runs import PROJECT, change, machine, read_report, run
 from services.local_stack.example import read_example
 
-EXAMPLES = Path(__file__).with_name("learning")
 HEAD = (
     "| run | seed | sampled, held out | greedy, held out | parts, sampled | updates | seconds "
     "| rollouts | reward of the rollouts of each version | remainder |"
 )
+INTRODUCTION = (
+    "210 held-out tasks with other numbers than those of training, and with other wordings but for "
+    "five turns; 95 % intervals. Seconds are from the first rollout to the last update; versions "
+    "are compared after the same number of updates. In the control, rewards are permuted within "
+    "groups, and nothing can be learned. Parts are rewards that were recorded and not trained on; "
+    "by `all_right`, runs with different rewards can be compared."
+)
+
+
+class Benchmark(NamedTuple):
+    """Examples to train, a TOML file each, and the page of their results."""
+
+    name: str
+    title: str
+    introduction: str
+
+    @property
+    def examples(self) -> Path:
+        """The folder of the files."""
+        return PROJECT / "benchmarks" / self.name
 
 
 def main() -> None:
     """Run what is asked for, and write the table of all reports that are there."""
-    names = sorted(file.stem for file in EXAMPLES.glob("*.toml"))
-    parser = argparse.ArgumentParser(description=__doc__)
+    run_benchmark(Benchmark("learning", "Learning curves", INTRODUCTION), __doc__)
+
+
+def run_benchmark(benchmark: Benchmark, description: str | None) -> None:
+    """Run what the command line asks for, and write the page."""
+    names = sorted(file.stem for file in benchmark.examples.glob("*.toml"))
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--runs", nargs="*", choices=names, default=names, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--no-control", dest="control", action="store_false")
     parser.add_argument("--work", type=Path, default=PROJECT / ".fulgurite" / "benchmarks")
-    parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks" / "learning.md")
+    parser.add_argument("--out", type=Path, default=benchmark.examples.with_suffix(".md"))
     options = parser.parse_args()
+    work: Path = options.work / benchmark.name
     for name in options.runs:
         for seed in options.seeds:
-            run(_folder(options.work, name, str(seed)), seed, example=EXAMPLES / f"{name}.toml")
+            _run(benchmark, work, name, str(seed), seed)
         if options.control:
-            folder = _folder(options.work, name, "control")
-            run(folder, options.seeds[0], control=True, example=EXAMPLES / f"{name}.toml")
-    text = _page(options.work, names, kept=_rows(options.out))
+            _run(benchmark, work, name, "control", options.seeds[0], control=True)
+    text = _page(benchmark, work, names, kept=_rows(options.out))
     options.out.write_text(text, encoding="utf-8")
     print(text)
 
 
-def _folder(work: Path, name: str, seed: str) -> Path:
-    return work / "learning" / name / seed
+def _run(
+    benchmark: Benchmark, work: Path, name: str, folder: str, seed: int, *, control: bool = False
+) -> None:
+    file = benchmark.examples / f"{name}.toml"
+    example = read_example(file)
+    # Runs of one agent begin with the same model.
+    warm = work / "warm" / example.agent.parent.name / str(seed)
+    run(
+        work / name / folder,
+        seed,
+        control=control,
+        example=file,
+        warm_model=None if example.warm_start is None else warm,
+    )
 
 
 def _rows(page: Path) -> dict[tuple[str, str], str]:
@@ -55,25 +92,22 @@ def _rows(page: Path) -> dict[tuple[str, str], str]:
     return {(found[1], found[2]): line for line, found in cells.items() if len(found) > 2}
 
 
-def _page(work: Path, names: list[str], kept: dict[tuple[str, str], str]) -> str:
+def _page(
+    benchmark: Benchmark, work: Path, names: list[str], kept: dict[tuple[str, str], str]
+) -> str:
     lines = [
-        "# Learning curves",
+        f"# {benchmark.title}",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/learning.py` from the "
-        "examples in `benchmarks/learning/`. 210 held-out tasks with other numbers than those of "
-        "training, and with other wordings but for five turns; 95 % intervals. Seconds are from "
-        "the first rollout to the last update; versions are compared after the same number of "
-        "updates. In the control, rewards are permuted within groups, and nothing can be learned. "
-        "Parts are rewards that were recorded and not trained on; by `all_right`, runs with "
-        "different rewards can be compared.",
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/{benchmark.name}.py` from "
+        f"the examples in `benchmarks/{benchmark.name}/`. {benchmark.introduction}",
         "",
         HEAD,
         "|---" * HEAD.count(" | ") + "|---|",
     ]
     for name in names:
-        title = read_example(EXAMPLES / f"{name}.toml").title
+        title = read_example(benchmark.examples / f"{name}.toml").title
         rows = {key: row for key, row in kept.items() if key[0] == title}
-        for report in (work / "learning" / name).glob("*/report.json"):
+        for report in (work / name).glob("*/report.json"):
             rows[title, report.parent.name] = _row(title, report)
         lines += [rows[key] for key in sorted(rows)]
     return "\n".join([*lines, ""])

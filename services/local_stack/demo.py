@@ -148,9 +148,8 @@ class Demo:
         requirements = self._example.requirements
         if requirements is None:
             return None
-        name = self._choices.example.resolve().parent.name
         with self._console.status(f"installing {shown(requirements)}"):
-            return python_environment(f"examples/{name}", requirements)
+            return python_environment(f"examples/{requirements.parent.name}", requirements)
 
     def _warm_model(self, runs: ExampleRuns, tasks: Path, own_kafka: bool) -> Path | None:
         """The folder of the warm-started model; None without a warm start."""

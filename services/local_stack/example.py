@@ -90,4 +90,4 @@ def read_example(file: Path) -> Example:
 
 
 def _within(folder: Path, file: Path | None) -> Path | None:
-    return None if file is None else folder / file
+    return None if file is None else (folder / file).resolve()

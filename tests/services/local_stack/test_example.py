@@ -17,6 +17,7 @@ FILES = sorted(
         *PROJECT.glob("examples/*/example.toml"),
         *PROJECT.glob("examples/calculator/*.toml"),
         *PROJECT.glob("benchmarks/learning/*.toml"),
+        *PROJECT.glob("benchmarks/use_cases/*.toml"),
     }
 )
 
