@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--training", type=int, default=1000, help="number of training questions")
     parser.add_argument("--held-out", type=int, default=240, help="number of held-out questions")
-    parser.add_argument("--warm", type=int, default=48, help="questions of the warm start")
+    parser.add_argument("--warm", type=int, default=96, help="questions of the warm start")
     parser.add_argument("--out", type=Path, default=Path())
     options = parser.parse_args()
     written = write_tasks(
