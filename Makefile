@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-EXAMPLES := text-to-sql knowledge-base code-interpreter
+EXAMPLES := text-to-sql knowledge-base code-interpreter agent-lightning-sql agent-lightning-calculator agent-lightning-rag
 .PHONY: help install demo $(EXAMPLES:%=example-%) examples up shell doctor test test-fast test-chaos test-agents test-compose lint check format docs lock wheel clean
 
 BIN := .venv/bin
@@ -33,9 +33,9 @@ demo: install ## A real agent learns to use a calculator: a quarter of an hour, 
 	@exec $(BIN)/python -m services.local_stack.demo $(ARGS)
 
 $(EXAMPLES:%=example-%): example-%: install
-	@exec $(BIN)/python -m services.local_stack.demo --example examples/$(subst -,_,$*)/example.toml --out .fulgurite/examples/$* $(ARGS)
+	@exec $(BIN)/python -m services.local_stack.demo --example examples/$(subst agent_lightning_,agent_lightning/,$(subst -,_,$*))/example.toml --out .fulgurite/examples/$* $(ARGS)
 
-examples: ## How to train one of the examples: make example-text-to-sql, example-knowledge-base, example-code-interpreter.
+examples: ## List the examples that can be trained: make example-text-to-sql, ... Each takes a quarter of an hour or more.
 	@printf 'make %s\n' $(EXAMPLES:%=example-%)
 
 up: install ## Start the whole stack for your own agent; Ctrl-C stops it, its topics stay. ARGS="--alias gpt-4o-mini" ...
@@ -61,7 +61,7 @@ test-chaos: install ## 20,000 calls on three brokers while everything is killed,
 		$(BIN)/python -m pytest tests/chaos -s -q --no-header $(ARGS)
 
 test-agents: install ## Quick-starts of agent frameworks, unmodified, against the real stack; installs each framework once.
-	@$(BIN)/python -m pytest tests/agents -m agents $(ARGS)
+	@$(BIN)/python -m pytest tests/agents tests/integration/test_examples.py -m agents $(ARGS)
 
 test-compose: install ## Bring docker-compose.yml up on a Docker engine (its own, if none answers), use it, kill its parts, take it away.
 	@$(BIN)/python -m pytest tests/compose -m compose -x -s --no-header -q --timeout 3000 $(ARGS)
@@ -100,7 +100,7 @@ lock: ## Resolve requirements/*.txt anew from pyproject.toml.
 	@$(COMPILE) --upgrade requirements/build.in --output-file requirements/build.txt
 	@$(COMPILE) --constraints requirements/services.txt requirements/lint.in pyproject.toml $(LINT_EXTRAS) --output-file requirements/lint.txt
 	@$(COMPILE) --upgrade requirements/docs.in --output-file requirements/docs.txt
-	@for file in examples/*/requirements.in; do $(COMPILE) --upgrade $$file --output-file $${file%.in}.txt; done
+	@for file in $$(find examples -name requirements.in); do $(COMPILE) --upgrade $$file --output-file $${file%.in}.txt; done
 
 wheel: install ## Build the wheel into dist/.
 	@$(UV) build --wheel --quiet --build-constraints requirements/build.txt --require-hashes --out-dir dist

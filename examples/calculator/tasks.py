@@ -278,14 +278,19 @@ def assert_disjoint(training: list[Task], held_out: list[Task]) -> None:
 
 
 def write_tasks(
-    folder: Path, seed: int, training: int, held_out: int, *, harder: bool = False
+    folder: Path, seed: int, training: int, held_out: int, *, harder: bool = False, warm: int = 0
 ) -> tuple[Path, Path]:
-    """Write both files; the paths of the training and the held-out problems."""
+    """Write both files; the paths of the training and the held-out problems. `warm`: how many of
+    the training problems are in a third file, `warm.jsonl`, alone.
+    """
     splits = {
-        "train": make_tasks("train", training, seed, harder=harder),
+        "train": make_tasks("train", training + warm, seed, harder=harder),
         "heldout": make_tasks("heldout", held_out, seed, harder=harder),
     }
     assert_disjoint(splits["train"], splits["heldout"])
+    if warm:
+        splits["warm"] = splits["train"][training:]
+        splits["train"] = splits["train"][:training]
     folder.mkdir(parents=True, exist_ok=True)
     for split, tasks in splits.items():
         (folder / f"{split}.jsonl").write_text(
@@ -300,11 +305,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--training", type=int, default=2000, help="number of training problems")
     parser.add_argument("--held-out", type=int, default=210, help="number of held-out problems")
+    parser.add_argument("--warm", type=int, default=0, help="number of problems in warm.jsonl")
     parser.add_argument("--harder", action="store_true", help="two operations, words, distractions")
     parser.add_argument("--out", type=Path, default=Path())
     options = parser.parse_args()
     for path in write_tasks(
-        options.out, options.seed, options.training, options.held_out, harder=options.harder
+        options.out,
+        options.seed,
+        options.training,
+        options.held_out,
+        harder=options.harder,
+        warm=options.warm,
     ):
         print(path)
 

@@ -1,9 +1,12 @@
-"""Runs one query on an SQLite file: it may only read, for two seconds, up to a hundred rows."""
+"""Runs queries on SQLite files, which may only read, for two seconds, up to a hundred rows, and
+compares what they give.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 import time
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -49,3 +52,18 @@ def tables_of(file: str) -> str:
     return "\n".join(
         f"{name}({', '.join(column for (column,) in found)})" for name, found in columns.items()
     )
+
+
+def is_right(database: str, query: str, reference: str) -> bool:
+    """Whether a query gives the rows of the reference."""
+    expected = run_query(database, reference)
+    try:
+        found = run_query(database, query)
+    except (sqlite3.Error, sqlite3.Warning):
+        return False
+    return same(found, expected, ordered="ORDER BY" in reference)
+
+
+def same(found: Rows, expected: Rows, *, ordered: bool) -> bool:
+    """Whether two results are equal."""
+    return found == expected if ordered else Counter(found) == Counter(expected)

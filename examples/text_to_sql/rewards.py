@@ -8,10 +8,7 @@ is right. Rows are compared, not texts: their order counts only where the refere
 
 from __future__ import annotations
 
-import sqlite3
-from collections import Counter
-
-from database import Rows, run_query
+from database import is_right
 
 from fulgurite import EpisodeView
 
@@ -40,18 +37,3 @@ def score(episode: EpisodeView) -> dict[str, float]:
     if "rewriter" in asked:
         rewards["rewriter"] = last
     return rewards
-
-
-def is_right(database: str, query: str, reference: str) -> bool:
-    """Whether a query gives the rows of the reference."""
-    expected = run_query(database, reference)
-    try:
-        found = run_query(database, query)
-    except (sqlite3.Error, sqlite3.Warning):
-        return False
-    return same(found, expected, ordered="ORDER BY" in reference)
-
-
-def same(found: Rows, expected: Rows, *, ordered: bool) -> bool:
-    """Whether two results are equal."""
-    return found == expected if ordered else Counter(found) == Counter(expected)

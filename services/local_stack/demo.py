@@ -43,7 +43,7 @@ from services.local_stack.example_runs import ExampleRuns, documented_command, s
 from services.local_stack.exports import exporting_stack
 from services.local_stack.local_services import project_folder
 from services.local_stack.local_stack import LocalStack, OnReady, StackOptions
-from services.local_stack.python_environments import python_environment
+from services.local_stack.python_environments import example_environment
 from services.local_stack.warm_start import exported, train_warm_model
 from services.runner.errors import RunnerError
 from services.runner.run import Summary
@@ -96,7 +96,7 @@ class Demo:
         environment = self._environment()
         runs = ExampleRuns(self._example, environment, choices.seed, self._console)
         tasks = self._make_tasks(runs)
-        settings = {"FULGURITE__ENGINE__SEED": str(choices.seed)}
+        settings = {**self._example.settings, "FULGURITE__ENGINE__SEED": str(choices.seed)}
         if run_file is None:
             settings["FULGURITE__BATCH__GROUPS"] = str(GROUPS_PER_STEP)
             settings["FULGURITE__BATCH__MAX_WAIT_S"] = str(MAX_WAIT_S)
@@ -115,8 +115,8 @@ class Demo:
                         data=data,
                         run=run_file,
                         model=model,
-                        # The agent asks for it, whatever the run's policy is called.
-                        aliases=("policy",),
+                        # The agent asks for them, whatever the run's policies are called.
+                        aliases=("policy", *self._example.aliases),
                         environment=settings,
                         own_kafka=own_kafka,
                     ),
@@ -145,11 +145,10 @@ class Demo:
 
     def _environment(self) -> Path | None:
         """The environment of the agent's packages, if it has one of its own."""
-        requirements = self._example.requirements
-        if requirements is None:
+        if self._example.requirements is None:
             return None
-        with self._console.status(f"installing {shown(requirements)}"):
-            return python_environment(f"examples/{requirements.parent.name}", requirements)
+        with self._console.status(f"installing {shown(self._example.requirements)}"):
+            return example_environment(self._example)
 
     def _warm_model(self, runs: ExampleRuns, tasks: Path, own_kafka: bool) -> Path | None:
         """The folder of the warm-started model; None without a warm start."""
@@ -165,7 +164,10 @@ class Demo:
                     data=empty_folder(self._choices.out / "warm"),
                     model=self._choices.model,
                     aliases=("policy", *self._example.aliases),
-                    environment={"FULGURITE__ENGINE__SEED": str(self._choices.seed)},
+                    environment={
+                        **self._example.settings,
+                        "FULGURITE__ENGINE__SEED": str(self._choices.seed),
+                    },
                     own_kafka=own_kafka,
                     trains=False,
                 ),

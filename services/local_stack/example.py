@@ -53,11 +53,21 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Names of rewards that are only recorded."""
     credit_rule: str | None = None
     group_size: int = 6
+    concurrency: int | None = None
+    """Most agents at once, for agents that need much of the machine; without it, what the engine
+    can serve.
+    """
     preload: tuple[str, ...] = ()
     requirements: Path | None = None
     """Pins of every package that agent and tasks need; without it they use those of the demo."""
+    source_distributions: Path | None = None
+    """Pins of source distributions, unpacked in that environment's folder `sdists`."""
     aliases: tuple[str, ...] = ()
-    """Model names that the agent asks for, beside `policy` and the names of the run's policies."""
+    """Model names that the agent asks for, beside `policy`. Those that the run has no policy for
+    are answered by its first one.
+    """
+    settings: dict[str, str] = {}
+    """Further settings of the services."""
     warm_start: WarmStart | None = None
     run: Path | None = None
     """The run file of the training; without it, the defaults."""
@@ -84,6 +94,7 @@ def read_example(file: Path) -> Example:
         tasks=folder / example.tasks,
         reward=str(folder / example.reward),
         requirements=_within(folder, example.requirements),
+        source_distributions=_within(folder, example.source_distributions),
         warm_start=warm,
         run=_within(folder, example.run),
     )

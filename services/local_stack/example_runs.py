@@ -84,7 +84,7 @@ class ExampleRuns:
             command=(self._python, shown(example.agent), *example.agent_arguments, *arguments),
             run_id=new_run_id(),
             n=n,
-            concurrency=concurrency,
+            concurrency=min(concurrency, example.concurrency or concurrency),
             rewards={REWARD_NAME: shown(Path(example.reward))},
             weights=dict.fromkeys(example.recorded, 0.0),
             credit_rule=example.credit_rule,

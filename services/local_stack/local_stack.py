@@ -450,13 +450,14 @@ def with_metrics_ports(specs: Iterable[ProcessSpec]) -> list[ProcessSpec]:
 
 def all_aliases(policies: Sequence[str], given: Iterable[str], added: Iterable[str]) -> str:
     """For FULGURITE_ALIASES: the policies' own names, what the user set, what was added; the last
-    target of an alias counts. An alias without one is of the first policy.
+    target of an alias counts. An alias without one is of the policy of that name or, where there is
+    none, of the first.
     """
     found = {policy: policy for policy in policies}
     for text in (part.strip() for part in (*given, *added)):
         if text:
             alias, _, target = text.partition("=")
-            found[alias.strip()] = target.strip() or policies[0]
+            found[alias.strip()] = target.strip() or found.get(alias.strip(), policies[0])
     return ",".join(f"{alias}={target}" for alias, target in found.items())
 
 

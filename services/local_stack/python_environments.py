@@ -9,13 +9,16 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from services.local_stack.errors import RequirementMissing
+from services.local_stack.example import Example
 from services.local_stack.local_services import home, project_folder
 
 _DONE = ".complete"
+_TOOLS = project_folder() / ".fulgurite" / "uv" / "bin"
 
 
 def environment_folder(name: str, pins: Sequence[Path]) -> Path:
@@ -30,35 +33,53 @@ def is_complete(folder: Path) -> bool:
     return (folder / _DONE).is_file()
 
 
-def python_environment(name: str, requirements: Path) -> Path:
-    """The environment with these packages, installed if it is not; returns its folder.
-
-    The requirements name every package: what is left out of them is not installed. Raises
-    RequirementMissing.
+def example_environment(example: Example) -> Path | None:
+    """The environment of an example's agent, installed if it is not; returns its folder, or None if
+    the example needs none of its own. Raises RequirementMissing.
     """
-    folder = environment_folder(name, [requirements])
+    if example.requirements is None:
+        return None
+    pins = [example.requirements, *filter(None, [example.source_distributions])]
+    folder = environment_folder(f"examples/{example.requirements.parent.name}", pins)
     if not is_complete(folder):
-        install_python(requirements, folder)
+        install_python(example.requirements, folder)
+        if example.source_distributions is not None:
+            unpack_sources(example.source_distributions, folder)
         mark_complete(folder)
     return folder
 
 
 def install_python(requirements: Path, folder: Path) -> None:
-    """Make the environment anew. Raises RequirementMissing."""
+    """Make the environment anew. The requirements name every package: what is left out of them is
+    not installed. Raises RequirementMissing.
+    """
     shutil.rmtree(folder, ignore_errors=True)
-    uv = shutil.which("uv") or str(project_folder() / ".fulgurite" / "uv" / "bin" / "uv")
-    install = ["pip", "install", "--quiet", "--no-deps", "--python", str(folder)]
-    for arguments in (
-        ["venv", "--quiet", "--python", sys.executable, str(folder)],
-        [*install, "--requirement", str(requirements)],
-    ):
-        done = subprocess.run([uv, *arguments], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RequirementMissing(
-                f"{requirements} cannot be installed: {(done.stdout + done.stderr)[-2000:].strip()}"
-            )
+    uv = shutil.which("uv") or str(_TOOLS / "uv")
+    _run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)])
+    install = [uv, "pip", "install", "--quiet", "--no-deps", "--python", str(folder)]
+    _run([*install, "--requirement", str(requirements)])
+
+
+def unpack_sources(pins: Path, folder: Path) -> None:
+    """Download source distributions, and unpack them in the environment's folder `sdists`. Raises
+    RequirementMissing.
+    """
+    python = _TOOLS / "python"
+    download = [str(python) if python.exists() else "python3", "-m", "pip", "download", "--quiet"]
+    options = ["--no-deps", "--no-binary", ":all:", "--dest", str(folder / "sdists")]
+    _run([*download, *options, "--requirement", str(pins)])
+    for archive in (folder / "sdists").glob("*.tar.gz"):
+        with tarfile.open(archive) as packed:
+            packed.extractall(folder / "sdists", filter="data")
 
 
 def mark_complete(folder: Path) -> None:
     """Note that nothing is missing."""
     (folder / _DONE).touch()
+
+
+def _run(argv: list[str]) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stdout + done.stderr)[-2000:].strip()
+        raise RequirementMissing(f"`{' '.join(argv)}` failed: {said}")

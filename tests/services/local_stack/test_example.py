@@ -14,7 +14,7 @@ from services.local_stack.example import read_example
 PROJECT = Path(__file__).parents[3]
 FILES = sorted(
     {
-        *PROJECT.glob("examples/*/example.toml"),
+        *PROJECT.glob("examples/**/example.toml"),
         *PROJECT.glob("examples/calculator/*.toml"),
         *PROJECT.glob("benchmarks/learning/*.toml"),
         *PROJECT.glob("benchmarks/use_cases/*.toml"),

@@ -186,7 +186,7 @@ def test_aliases_of_the_user_stay(
 
 
 def test_every_policy_is_an_alias_and_a_bare_alias_is_of_the_first() -> None:
-    found = all_aliases(("writer", "critic", "writer"), [""], ["gpt-4o-mini"])
+    found = all_aliases(("writer", "critic", "writer"), [""], ["gpt-4o-mini", "critic"])
     assert found == "writer=writer,critic=critic,gpt-4o-mini=writer"
 
 
@@ -201,7 +201,7 @@ def test_no_alias_is_lost(given_by_user: dict[str, str], added: list[str]) -> No
             ["policy"], [f"{a}={p}" for a, p in given_by_user.items()], added
         ).split(",")
     )
-    assert found == {"policy": "policy", **given_by_user, **dict.fromkeys(added, "policy")}
+    assert found == {"policy": "policy", **dict.fromkeys(added, "policy"), **given_by_user}
 
 
 def test_a_model_folder(tmp_path: Path) -> None:
