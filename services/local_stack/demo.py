@@ -89,39 +89,19 @@ class Demo:
 
     def run(self) -> Report:
         """Run the demo. Raises StackError, ProcessError, RunnerError, LogUnavailable."""
-        choices = self._choices
-        run_file = choices.run or self._example.run
-        data = empty_folder(choices.out / "data")
+        data = empty_folder(self._choices.out / "data")
         own_kafka = self._has_exports_of_a_stack()
-        environment = self._environment()
-        runs = ExampleRuns(self._example, environment, choices.seed, self._console)
+        runs = ExampleRuns(self._example, self._environment(), self._choices.seed, self._console)
         tasks = self._make_tasks(runs)
-        settings = {**self._example.settings, "FULGURITE__ENGINE__SEED": str(choices.seed)}
-        if run_file is None:
-            settings["FULGURITE__BATCH__GROUPS"] = str(GROUPS_PER_STEP)
-            settings["FULGURITE__BATCH__MAX_WAIT_S"] = str(MAX_WAIT_S)
-        if choices.control:
-            settings["FULGURITE__BATCH__PERMUTE_REWARDS"] = str(choices.seed)
         # The agents find `python` where this one is.
-        path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        with self._memory, exported(path):
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        with self._memory, exported({"PATH": path}):
             came = time.monotonic()
-            model = self._warm_model(runs, tasks / "warm.jsonl", own_kafka) or choices.model
+            model = self._warm_model(runs, tasks / "warm.jsonl", own_kafka) or self._choices.model
             began = time.monotonic()
             with (
                 starting(self._console) as on_ready,
-                LocalStack(
-                    StackOptions(
-                        data=data,
-                        run=run_file,
-                        model=model,
-                        # The agent asks for them, whatever the run's policies are called.
-                        aliases=("policy", *self._example.aliases),
-                        environment=settings,
-                        own_kafka=own_kafka,
-                    ),
-                    on_ready,
-                ) as stack,
+                LocalStack(self._training_stack(data, model, own_kafka), on_ready) as stack,
                 # The reward worker finds Kafka as the services do.
                 exported(stack.environment),
             ):
@@ -143,6 +123,31 @@ class Demo:
         self._write(report)
         return report
 
+    def _training_stack(self, data: Path, model: Path | None, own_kafka: bool) -> StackOptions:
+        run_file = self._choices.run or self._example.run
+        settings = self._settings()
+        if run_file is None:
+            settings["FULGURITE__BATCH__GROUPS"] = str(GROUPS_PER_STEP)
+            settings["FULGURITE__BATCH__MAX_WAIT_S"] = str(MAX_WAIT_S)
+        if self._choices.control:
+            settings["FULGURITE__BATCH__PERMUTE_REWARDS"] = str(self._choices.seed)
+        return StackOptions(
+            data=data,
+            run=run_file,
+            model=model,
+            aliases=self._aliases,
+            environment=settings,
+            own_kafka=own_kafka,
+        )
+
+    @property
+    def _aliases(self) -> tuple[str, ...]:
+        """What agents ask for, whatever the run's policies are called."""
+        return "policy", *self._example.aliases
+
+    def _settings(self) -> dict[str, str]:
+        return {**self._example.settings, "FULGURITE__ENGINE__SEED": str(self._choices.seed)}
+
     def _environment(self) -> Path | None:
         """The environment of the agent's packages, if it has one of its own."""
         if self._example.requirements is None:
@@ -163,11 +168,8 @@ class Demo:
                 StackOptions(
                     data=empty_folder(self._choices.out / "warm"),
                     model=self._choices.model,
-                    aliases=("policy", *self._example.aliases),
-                    environment={
-                        **self._example.settings,
-                        "FULGURITE__ENGINE__SEED": str(self._choices.seed),
-                    },
+                    aliases=self._aliases,
+                    environment=self._settings(),
                     own_kafka=own_kafka,
                     trains=False,
                 ),
@@ -197,11 +199,10 @@ class Demo:
             str(folder),
             *self._example.task_arguments,
         ]
-        subprocess.run(
-            [runs.python, str(self._example.tasks), *arguments],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        argv = [runs.python, str(self._example.tasks), *arguments]
+        done = subprocess.run(argv, check=False, stdout=subprocess.DEVNULL)
+        if done.returncode != 0:
+            raise StackError(f"`{' '.join(argv)}` ended with exit code {done.returncode}")
         return folder
 
     def _evaluate(self, runs: ExampleRuns, tasks: Path, when: str, kafka: KafkaSettings) -> Scores:
