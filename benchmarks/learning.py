@@ -18,11 +18,11 @@ from benchmarks.demo_runs import PROJECT, change, machine, read_report, run
 from services.local_stack.example import read_example
 
 HEAD = (
-    "| run | seed | sampled, held out | greedy, held out | parts, sampled | updates | seconds "
-    "| rollouts | reward of the rollouts of each version | remainder |"
+    "| run | seed | tasks | sampled, held out | greedy, held out | parts, sampled | updates "
+    "| seconds | rollouts | reward of the rollouts of each version | remainder |"
 )
 INTRODUCTION = (
-    "210 held-out tasks with other numbers than those of training, and with other wordings but for "
+    "Held-out tasks with other numbers than those of training, and with other wordings but for "
     "five turns; 95 % intervals. Seconds are from the first rollout to the last update; versions "
     "are compared after the same number of updates. In the control, rewards are permuted within "
     "groups, and nothing can be learned. Parts are rewards that were recorded and not trained on; "
@@ -122,9 +122,9 @@ def _row(title: str, report_file: Path) -> str:
         for part, before in report["components_before"].items()
     )
     return (
-        f"| {title} | {report_file.parent.name} | {change(report, 'reward')} "
-        f"| {change(report, 'greedy')} | {parts} | {report['updates']} "
-        f"| {report['first_rollout_to_last_update_s']:.0f} | {report['rollouts']['declared']} "
+        f"| {title} | {report_file.parent.name} | {report['held_out']} "
+        f"| {change(report, 'reward')} | {change(report, 'greedy')} | {parts} "
+        f"| {report['updates']} | {report['first_rollout_to_last_update_s']:.0f} | {report['rollouts']['declared']} "
         f"| {curve} | {report['ledger']['remainder']} |"
     )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from benchmarks.learning import Benchmark, run_benchmark
 
 INTRODUCTION = (
-    "210 held-out tasks that share nothing with those of training (`examples/*/tasks.py`); 95 % "
+    "Held-out tasks that share nothing with those of training (`examples/*/tasks.py`); 95 % "
     "intervals. `before` is after the warm start. Seconds are from "
     "the first rollout to the last update. In the control, rewards are permuted within groups, and "
     "nothing can be learned. Parts are rewards that were recorded beside the one that counts."
