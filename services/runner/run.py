@@ -19,9 +19,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from fulgurite.enums import ApplyOutcome, Mode
+from fulgurite.enums import ApplyOutcome, FilterReason, Mode
 from fulgurite.events import AgentReward, Episode, Event, LedgerEntry, PolicyApplied, PolicyUpdate
 from fulgurite.learning.intervals import Estimate
+from fulgurite.ledger.remedies import REMEDIES
 from fulgurite.topics import (
     AGENT_REWARDS,
     EPISODES,
@@ -75,6 +76,8 @@ _LEARNER_SILENT_S = 180.0
 _NO_LEARNER_S = 60.0
 """Until then a learner may still be loading its model."""
 
+STOPPING = (FilterReason.drifted, FilterReason.collapsed)
+"""Why learners make no step and end."""
 REWARD_ERRORS = 5
 """How many different errors of reward functions are shown."""
 
@@ -163,6 +166,7 @@ class Run:
         self._gave_up: str | None = None
         self._warned: set[str] = set()
         self._reward_errors: set[tuple[str, str]] = set()
+        self._stopped_learners: set[str] = set()
         self.groups = 0
         self.ended = 0
         self.running = 0
@@ -253,6 +257,7 @@ class Run:
             case LedgerEntry() if self.board.scores(event.group_id):
                 self.pace.on_ledger(event)
                 self._outcomes.on_ledger(event)
+                self._warn_of_stopped_learner(event)
             case PolicyApplied():
                 self._on_applied(event)
             case PolicyUpdate():
@@ -288,6 +293,15 @@ class Run:
             self._reward_errors.add(kind)
             self._watcher.on_warning(
                 f"the reward {reward.name!r} failed for rollout {reward.rollout_id}: {reward.error}"
+            )
+
+    def _warn_of_stopped_learner(self, entry: LedgerEntry) -> None:
+        """Say it once of each policy: the run may go on without that learner."""
+        if entry.reason in STOPPING and entry.policy not in self._stopped_learners:
+            self._stopped_learners.add(entry.policy)
+            self._watcher.on_warning(
+                f"the learner of {entry.policy} has stopped ({entry.reason}): "
+                f"{REMEDIES[entry.reason]}"
             )
 
     def _read_learners(self) -> None:

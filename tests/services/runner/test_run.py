@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fulgurite.enums import FilterReason, LedgerTerm
 from fulgurite.episodes.stitching import stitch
+from fulgurite.events import LedgerEntry
 from services.common.kafka.settings import KafkaSettings
 from services.runner.options import RunOptions
 from services.runner.progress import JsonWatcher
@@ -40,3 +42,39 @@ def test_a_group_that_only_other_policies_answered_waits_for_no_learner(
         assert episode is not None
         run.on_event(episode)
     assert run.pace.ahead == ahead
+
+
+def test_a_learner_that_has_stopped_is_told_once() -> None:
+    said: list[str] = []
+    run = Run(
+        RunOptions(tasks=Path("t"), command=("agent",), run_id="r"),
+        RunnerSettings(policy="writer"),
+        KafkaSettings(),
+        JsonWatcher(said.append),
+    )
+    run.board.expect(group_id(0), rollout_id(0, 0))
+    for number, (policy, reason) in enumerate(
+        [
+            ("checker", FilterReason.no_signal),
+            ("checker", FilterReason.drifted),
+            ("checker", FilterReason.drifted),
+            ("writer", FilterReason.collapsed),
+        ]
+    ):
+        run.on_event(
+            LedgerEntry(
+                event_id=str(number),
+                event_time=1,
+                policy=policy,
+                group_id=group_id(0),
+                term=LedgerTerm.filtered,
+                reason=reason,
+                source="learner",
+            )
+        )
+    assert [line for line in said if '"warning"' in line] == said
+    assert [("checker" in line, "writer" in line) for line in said] == [
+        (True, False),
+        (False, True),
+    ]
+    assert "drift.stop" in said[0]
