@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-EXAMPLES := text-to-sql knowledge-base code-interpreter agent-lightning-sql agent-lightning-calculator agent-lightning-rag
-.PHONY: help install demo $(EXAMPLES:%=example-%) examples up shell doctor test test-fast test-chaos test-agents test-compose lint check format docs lock wheel clean
+EXAMPLES := example-text-to-sql example-knowledge-base example-code-interpreter example-agent-lightning-sql example-agent-lightning-calculator example-agent-lightning-rag
+.PHONY: help install demo $(EXAMPLES) up shell doctor test test-fast test-chaos test-agents test-compose lint check format docs lock wheel clean
 
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
@@ -20,7 +20,7 @@ export TORCH_BACKEND PYTHON
 export PYTHONDONTWRITEBYTECODE :=
 
 help: ## Show this.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-34s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  In another shell: eval \"\$$($(BIN)/fulgurite env)\" sets the addresses and keys of the stack that \`make up\` runs."
 	@echo "  The first installation downloads 1.4 GB, or 3.4 GB with PyPI's torch for CUDA (where there is a GPU; TORCH_BACKEND=cpu|pypi decides); PYTHON=... names the interpreter (3.11 or 3.12)."
@@ -32,11 +32,16 @@ install: ## Make the two environments, .venv and .venv-serve. A second run insta
 demo: install ## A real agent learns to use a calculator: a quarter of an hour, two CPU cores. ARGS="..." is passed on.
 	@exec $(BIN)/python -m services.local_stack.demo $(ARGS)
 
-$(EXAMPLES:%=example-%): example-%: install
-	@exec $(BIN)/python -m services.local_stack.demo --example examples/$(subst agent_lightning_,agent_lightning/,$(subst -,_,$*))/example.toml --out .fulgurite/examples/$* $(ARGS)
-
-examples: ## List the examples that can be trained: make example-text-to-sql, ... Each takes a quarter of an hour or more.
-	@printf 'make %s\n' $(EXAMPLES:%=example-%)
+# Each as `demo`, and longer.
+example-text-to-sql: install ## Three agents learn to answer questions to databases together, an adapter each.
+example-knowledge-base: install ## An agent learns to search twice and three times before it answers.
+example-code-interpreter: install ## An agent learns when to write a program, and when not.
+example-agent-lightning-sql: install ## Agent Lightning's SQL agent, as it was published.
+example-agent-lightning-calculator: install ## Agent Lightning's calculator agent.
+example-agent-lightning-rag: install ## Agent Lightning's RAG agent.
+$(EXAMPLES): FOLDER = $(subst agent_lightning_,agent_lightning/,$(subst -,_,$(@:example-%=%)))
+$(EXAMPLES):
+	@exec $(BIN)/python -m services.local_stack.demo --example examples/$(FOLDER)/example.toml --out .fulgurite/examples/$(FOLDER) $(ARGS)
 
 up: install ## Start the whole stack for your own agent; Ctrl-C stops it, its topics stay. ARGS="--alias gpt-4o-mini" ...
 	@exec $(BIN)/fulgurite up $(ARGS)

@@ -121,10 +121,11 @@ def _row(title: str, report_file: Path) -> str:
         f"{part} {before:.2f} → {report['components_after'].get(part, 0.0):.2f}"
         for part, before in report["components_before"].items()
     )
+    seconds = f"{report['first_rollout_to_last_update_s']:.0f}"
     return (
         f"| {title} | {report_file.parent.name} | {report['held_out']} "
         f"| {change(report, 'reward')} | {change(report, 'greedy')} | {parts} "
-        f"| {report['updates']} | {report['first_rollout_to_last_update_s']:.0f} | {report['rollouts']['declared']} "
+        f"| {report['updates']} | {seconds} | {report['rollouts']['declared']} "
         f"| {curve} | {report['ledger']['remainder']} |"
     )
 

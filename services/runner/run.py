@@ -297,12 +297,13 @@ class Run:
 
     def _warn_of_stopped_learner(self, entry: LedgerEntry) -> None:
         """Say it once of each policy: the run may go on without that learner."""
-        if entry.reason in STOPPING and entry.policy not in self._stopped_learners:
-            self._stopped_learners.add(entry.policy)
-            self._watcher.on_warning(
-                f"the learner of {entry.policy} has stopped ({entry.reason}): "
-                f"{REMEDIES[entry.reason]}"
-            )
+        reason = entry.reason
+        if reason is None or reason not in STOPPING or entry.policy in self._stopped_learners:
+            return
+        self._stopped_learners.add(entry.policy)
+        self._watcher.on_warning(
+            f"the learner of {entry.policy} has stopped ({reason}): {REMEDIES[reason]}"
+        )
 
     def _read_learners(self) -> None:
         for record in read_all(self._kafka, POLICY_UPDATES, self._codec):
