@@ -203,7 +203,7 @@ async def test_a_role_that_its_system_prompt_tells_has_a_policy_of_its_own(
             assert response.status == 200
             rollout = response.headers[ROLLOUT]
     calls = sorted(await gateway.calls(rollout), key=lambda call: call.started_at)
-    assert [call.agent for call in calls] == ["checker"] * 3 + [""]
+    assert [call.agent for call in calls] == ["checker"] * 3 + ["policy"]
     assert [call.policy for call in calls] == ["checker"] * 3 + ["policy"]
     assert {call.alias for call in calls} == {"policy"}
 
@@ -294,7 +294,7 @@ async def test_an_inferred_rollout_is_one_episode_once_it_is_silent(
 @pytest.mark.parametrize(
     ("path", "headers", "model", "role"),
     [
-        ("", {}, "policy", ""),
+        ("", {}, "policy", "policy"),
         ("", {}, "sql-writer", "sql-writer"),
         ("/agents/critic", {}, "sql-writer", "critic"),
         ("/rollouts/one/agents/critic", {}, "policy", "critic"),
