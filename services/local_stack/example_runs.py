@@ -115,6 +115,7 @@ def documented_command(options: RunOptions) -> str:
     ]
     parts += [f"--weight {name}={weight:g}" for name, weight in options.weights.items()]
     parts += [f"--credit-rule '{options.credit_rule}'"] if options.credit_rule is not None else []
+    parts += ["--mode val"] if options.mode is Mode.val else []
     parts += [f"--expert {options.expert}"] if options.expert is not None else []
     parts += [f"--preload {module}" for module in options.preload]
     parts += [f"--updates {options.updates}"] if options.updates is not None else []

@@ -10,12 +10,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from services.local_stack.errors import RequirementMissing
 from services.local_stack.example import Example
-from services.local_stack.local_services import home, project_folder
+from services.local_stack.local_services import home, one_at_a_time, project_folder
 
 _DONE = ".complete"
 _TOOLS = project_folder() / ".fulgurite" / "uv" / "bin"
@@ -28,9 +28,13 @@ def environment_folder(name: str, pins: Sequence[Path]) -> Path:
     return home() / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether the environment is there, and whole."""
-    return (folder / _DONE).is_file()
+def make_once(folder: Path, install: Callable[[], None]) -> None:
+    """Install an environment if it is not there, and whole; other processes wait for it."""
+    with one_at_a_time(folder.name):
+        if not (folder / _DONE).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            install()
+            (folder / _DONE).touch()
 
 
 def example_environment(example: Example) -> Path | None:
@@ -39,21 +43,23 @@ def example_environment(example: Example) -> Path | None:
     """
     if example.requirements is None:
         return None
-    pins = [example.requirements, *filter(None, [example.source_distributions])]
-    folder = environment_folder(f"examples/{example.requirements.parent.name}", pins)
-    if not is_complete(folder):
-        install_python(example.requirements, folder)
-        if example.source_distributions is not None:
-            unpack_sources(example.source_distributions, folder)
-        mark_complete(folder)
+    requirements, sources = example.requirements, example.source_distributions
+    pins = [requirements, *filter(None, [sources])]
+    folder = environment_folder(f"examples/{requirements.parent.name}", pins)
+
+    def install() -> None:
+        install_python(requirements, folder)
+        if sources is not None:
+            unpack_sources(sources, folder)
+
+    make_once(folder, install)
     return folder
 
 
 def install_python(requirements: Path, folder: Path) -> None:
-    """Make the environment anew. The requirements name every package: what is left out of them is
+    """Make a Python environment. The requirements name every package: what is left out of them is
     not installed. Raises RequirementMissing.
     """
-    shutil.rmtree(folder, ignore_errors=True)
     uv = shutil.which("uv") or str(_TOOLS / "uv")
     _run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)])
     install = [uv, "pip", "install", "--quiet", "--no-deps", "--python", str(folder)]
@@ -71,11 +77,6 @@ def unpack_sources(pins: Path, folder: Path) -> None:
     for archive in (folder / "sdists").glob("*.tar.gz"):
         with tarfile.open(archive) as packed:
             packed.extractall(folder / "sdists", filter="data")
-
-
-def mark_complete(folder: Path) -> None:
-    """Note that nothing is missing."""
-    (folder / _DONE).touch()
 
 
 def _run(argv: list[str]) -> None:

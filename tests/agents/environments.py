@@ -22,8 +22,7 @@ from services.local_stack.local_services import home
 from services.local_stack.python_environments import (
     environment_folder,
     install_python,
-    is_complete,
-    mark_complete,
+    make_once,
     unpack_sources,
 )
 
@@ -68,10 +67,11 @@ def environment(name: str) -> Environment:
         return Environment(Path(sys.prefix), home() / "agents" / name)
     folder = environment_folder(f"agents/{name}", pins)
     made = Environment(folder, folder / "quickstarts", node=pins[-1].suffix == ".json")
-    if not is_complete(made.folder):
-        shutil.rmtree(made.folder, ignore_errors=True)
-        _install_node(source, made.folder) if made.node else _install_python(pins, made.folder)
-        mark_complete(made.folder)
+
+    def install() -> None:
+        _install_node(source, folder) if made.node else _install_python(pins, folder)
+
+    make_once(folder, install)
     return made
 
 

@@ -73,10 +73,10 @@ def fulgurite(stack: LocalStack, *arguments: str) -> str:
     return done.stdout
 
 
-def run(stack: LocalStack, options: RunOptions, results: Path, *more: str) -> dict[str, Any]:
+def run(stack: LocalStack, options: RunOptions, results: Path) -> dict[str, Any]:
     """Run what the demo documents; the summary."""
     _, command, *arguments = shlex.split(documented_command(options))
-    fulgurite(stack, command, "--results", str(results), *more, *arguments)
+    fulgurite(stack, command, "--results", str(results), *arguments)
     return json.loads(results.read_text())
 
 
@@ -105,5 +105,5 @@ def test_the_expert_is_paid_and_the_model_fails_without_a_crash(
     assert f"{TASKS} episodes of {TASKS} groups" in said
 
     held_out = runs.evaluation(tmp_path / "heldout.jsonl", "1")
-    summary = run(stack, held_out, tmp_path / "model.json", "--mode", "val")
+    summary = run(stack, held_out, tmp_path / "model.json")
     assert summary["counts"]["scored"] == 3
