@@ -50,10 +50,9 @@ class Task(NamedTuple):
     wording: str
     answer: str
     knowledge: Path
-
-    def passages(self) -> list[str]:
-        """What the expert's searches find."""
-        return [search(str(self.knowledge), query) for query in queries_of(self.entity, self.what)]
+    queries: tuple[str, ...]
+    passages: tuple[str, ...]
+    """What these queries find."""
 
     def to_json(self) -> str:
         """One line of a tasks file."""
@@ -63,8 +62,8 @@ class Task(NamedTuple):
                 "knowledge": str(self.knowledge),
                 "reference": {
                     "answer": self.answer,
-                    "queries": list(queries_of(self.entity, self.what)),
-                    "passages": self.passages(),
+                    "queries": self.queries,
+                    "passages": self.passages,
                 },
             }
         )
@@ -77,7 +76,7 @@ def split_of(entity: Entity) -> str:
 
 def is_answerable(task: Task) -> bool:
     """Whether each search finds the passage that it is for."""
-    *ways, last = task.passages()
+    *ways, last = task.passages
     bridges = [*task.entity.path[1:], task.entity.country]
     return last == f"The {task.what} of {task.entity.country} is {task.answer}." and all(
         passage.startswith(f"{name} is ") and f" in {bridge}." in passage
@@ -110,6 +109,7 @@ def make_tasks(
             if asked[entity.country] >= count * MOST_OF_A_COUNTRY:
                 continue
             what, wording = chance.choice(properties), chance.choice(WORDINGS[split])
+            queries = tuple(queries_of(entity, what))
             task = Task(
                 wording.format(what=what, name=entity.name),
                 entity,
@@ -117,6 +117,8 @@ def make_tasks(
                 wording,
                 knowledge.properties[entity.country][what],
                 file,
+                queries,
+                tuple(search(str(file), query) for query in queries),
             )
             if is_answerable(task):
                 tasks.append(task)
