@@ -9,7 +9,6 @@ several is wrong.
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -87,7 +86,7 @@ def _text(content: Any) -> str:
     """The Agents SDK may send a result as text or as parts."""
     if isinstance(content, str):
         return content
-    return "".join(part.get("text", "") for part in json.loads(json.dumps(content)) or ())
+    return "".join(part.get("text", "") for part in content or ())
 
 
 def _passages(episode: EpisodeView) -> list[str]:
