@@ -70,6 +70,24 @@ def make_task_view(calls: Sequence[LlmCall], task: dict[str, Any]) -> EpisodeVie
     return make_view(calls, declaration)
 
 
+def make_tool_view(
+    task: dict[str, Any], turns: Sequence[tuple[str, dict[str, Any], str] | str]
+) -> EpisodeView:
+    """The finished episode of these turns: a tool's name, arguments and result, or a text."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
+    calls: list[LlmCall] = []
+    for number, turn in enumerate(turns):
+        if isinstance(turn, str):
+            said: dict[str, Any] = {"content": turn}
+        else:
+            said = tool_turn(turn[0], turn[1], number)
+        calls.append(make_call(number, list(messages), said))
+        messages.append({"role": "assistant", **said})
+        if not isinstance(turn, str):
+            messages.append({"role": "tool", "tool_call_id": f"c{number}", "content": turn[2]})
+    return make_task_view(calls, task)
+
+
 def tool_turn(name: str, arguments: dict[str, Any], number: int) -> dict[str, Any]:
     """An answer that calls a tool."""
     function = {"name": name, "arguments": json.dumps(arguments)}

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from fulgurite import EpisodeView
-from fulgurite.events import LlmCall
-from tests.examples.recorded import PROJECT, load, make_call, make_task_view, tool_turn
+from tests.examples.recorded import PROJECT, load, make_call, make_task_view, make_tool_view
 
 FOLDER = PROJECT / "examples" / "agent_lightning"
 QUESTION: dict[str, Any] = {"role": "user", "content": "?"}
@@ -58,18 +57,10 @@ def test_the_last_query_of_the_sql_agent_is_paid(
 
 def episode(reference: dict[str, Any], *turns: tuple[str, str, str] | str) -> EpisodeView:
     """An episode of tool calls (name, argument, result) and of texts."""
-    messages, calls = [QUESTION], list[LlmCall]()
-    for number, turn in enumerate(turns):
-        said: dict[str, Any] = (
-            {"content": turn}
-            if isinstance(turn, str)
-            else tool_turn(turn[0], {"x": turn[1]}, number)
-        )
-        calls.append(make_call(number, list(messages), said))
-        messages.append({"role": "assistant", **said})
-        if not isinstance(turn, str):
-            messages.append({"role": "tool", "tool_call_id": f"c{number}", "content": turn[2]})
-    return make_task_view(calls, {"question": "?", "reference": reference})
+    calls = [
+        turn if isinstance(turn, str) else (turn[0], {"x": turn[1]}, turn[2]) for turn in turns
+    ]
+    return make_tool_view({"question": "?", "reference": reference}, calls)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from fulgurite import EpisodeView
-from fulgurite.events import Declaration, LlmCall
-from tests.examples.recorded import PROJECT, load, make_call, make_view
+from fulgurite.events import LlmCall
+from tests.examples.recorded import PROJECT, load, make_call, make_task_view
 
 FOLDER = PROJECT / "examples" / "calculator"
 agent = load(FOLDER / "agent.py")
@@ -47,13 +47,8 @@ def _episode(turns: list[dict[str, Any]], tool: str = "84", reference: str = "12
             {"role": "tool", "tool_call_id": call["id"], "content": tool}
             for call in turn.get("tool_calls", ())
         ]
-    task = json.dumps(
-        {"question": "How many?", "reference": {"expression": reference, "answer": 84}}
-    )
-    declaration = Declaration(
-        deadline=0, credit_rule="identical", alias="policy", task=task, max_attempts=1
-    )
-    return make_view(calls, declaration)
+    task = {"question": "How many?", "reference": {"expression": reference, "answer": 84}}
+    return make_task_view(calls, task)
 
 
 @pytest.mark.parametrize(

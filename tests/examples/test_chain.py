@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from fulgurite import EpisodeView
-from fulgurite.events import Declaration
-from tests.examples.recorded import PROJECT, load, make_call, make_view
+from tests.examples.recorded import PROJECT, load, make_call, make_task_view
 
 FOLDER = PROJECT / "benchmarks" / "learning" / "chain"
 agent = load(FOLDER / "agent.py")
@@ -28,11 +25,8 @@ def episode(expressions: list[str | None]) -> EpisodeView:
         )
         for number, expression in enumerate(expressions)
     ]
-    task = json.dumps({"start": 12, "reference": {"expressions": REFERENCE, "answer": 64}})
-    return make_view(
-        calls,
-        Declaration(deadline=0, credit_rule="identical", alias="policy", task=task, max_attempts=1),
-    )
+    task = {"start": 12, "reference": {"expressions": REFERENCE, "answer": 64}}
+    return make_task_view(calls, task)
 
 
 @pytest.mark.parametrize(

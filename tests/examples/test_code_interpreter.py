@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from fulgurite import EpisodeView
-from fulgurite.events import LlmCall
-from tests.examples.recorded import PROJECT, load, make_call, make_task_view, tool_turn
+from tests.examples.recorded import PROJECT, load, make_tool_view
 
 FOLDER = PROJECT / "examples" / "code_interpreter"
 tasks = load(FOLDER / "tasks.py")
@@ -38,19 +37,10 @@ def test_questions_are_distinct_apart_and_of_both_sorts(tmp_path: Path) -> None:
 
 def episode(reference: dict[str, Any], *turns: tuple[str, str] | str) -> EpisodeView:
     """An episode of programs (and their results) and of texts."""
-    messages: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
-    calls: list[LlmCall] = []
-    for number, turn in enumerate(turns):
-        said = (
-            {"content": turn}
-            if isinstance(turn, str)
-            else tool_turn("python", {"code": turn[0]}, number)
-        )
-        calls.append(make_call(number, list(messages), said))
-        messages.append({"role": "assistant", **said})
-        if not isinstance(turn, str):
-            messages.append({"role": "tool", "tool_call_id": f"c{number}", "content": turn[1]})
-    return make_task_view(calls, {"question": "?", "reference": reference})
+    programs = [
+        turn if isinstance(turn, str) else ("python", {"code": turn[0]}, turn[1]) for turn in turns
+    ]
+    return make_tool_view({"question": "?", "reference": reference}, programs)
 
 
 @pytest.mark.parametrize(

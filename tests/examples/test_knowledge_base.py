@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from fulgurite import EpisodeView
-from fulgurite.events import LlmCall
-from tests.examples.recorded import PROJECT, load, make_call, make_task_view, tool_turn
+from tests.examples.recorded import PROJECT, load, make_tool_view
 
 FOLDER = PROJECT / "examples" / "knowledge_base"
 knowledge = load(FOLDER / "knowledge.py")
@@ -98,19 +97,10 @@ def test_questions_can_be_answered_and_are_apart(tmp_path: Path) -> None:
 
 def episode(*turns: tuple[str, str] | str) -> EpisodeView:
     """An episode of searches (query and result) and of texts."""
-    messages: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
-    calls: list[LlmCall] = []
-    for number, turn in enumerate(turns):
-        said = (
-            {"content": turn}
-            if isinstance(turn, str)
-            else tool_turn("search", {"query": turn[0]}, number)
-        )
-        calls.append(make_call(number, list(messages), said))
-        messages.append({"role": "assistant", **said})
-        if not isinstance(turn, str):
-            messages.append({"role": "tool", "tool_call_id": f"c{number}", "content": turn[1]})
-    return make_task_view(calls, {"question": "?", "reference": REFERENCE})
+    searches = [
+        turn if isinstance(turn, str) else ("search", {"query": turn[0]}, turn[1]) for turn in turns
+    ]
+    return make_tool_view({"question": "?", "reference": REFERENCE}, searches)
 
 
 FIRST, SECOND, THIRD = (
