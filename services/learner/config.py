@@ -349,9 +349,31 @@ class EngineConfig(Section):
     micro_batch_tokens: int = Field(default=512, ge=2)
     """Tokens in a micro-batch. Larger ones share more, but attention is quadratic in them. A longer
     row makes a micro-batch of its own."""
+    placement: Literal["process", "ray"] = "process"
+    """`process` computes in the learner's process, on one device. `ray` starts a worker for each
+    device; together they hold the model. RAY_ADDRESS names the cluster, without it Ray starts on
+    this machine."""
+    workers_per_node: int = Field(default=1, ge=1)
+    """Workers on each node, with `placement = "ray"`: as many as it has GPUs to train on."""
+    nodes: int = Field(default=1, ge=1)
+    """Nodes with workers. FULGURITE_DATA_DIR must be a folder that all of them share."""
     gradient_checkpointing: bool = False
     """Keep the inputs of each layer only, and compute the rest again in the backward pass: a third
     more time, and memory for longer micro-batches."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.placement == "process" and self.worker_count != 1:
+            raise ValueError(
+                f"nodes = {self.nodes} and workers_per_node = {self.workers_per_node} need "
+                'placement = "ray": a process computes on one device'
+            )
+        return self
+
+    @property
+    def worker_count(self) -> int:
+        """How many workers hold the model."""
+        return self.nodes * self.workers_per_node
 
 
 class DriftAlarm(Section):

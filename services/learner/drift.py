@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
 
 import torch
 
@@ -20,6 +20,7 @@ _AGES = (0, 1, 2, 4, 8, 16)
 """The least staleness of each class of tokens that has figures of its own."""
 AGE_CLASSES = ("0", "1", "2-3", "4-7", "8-15", "16+")
 """Their names."""
+_ALL = "all"
 
 _REMEDY = (
     "Two causes are likely. (1) The batch has old calls and each step changes the policy much: "
@@ -32,73 +33,71 @@ _REMEDY = (
 logger = logs.get()
 
 
-class Ratios:
-    """Sums over tokens of the ratio trainer/engine."""
+def drift_sums(
+    trainer: torch.Tensor, engine: torch.Tensor, mask: torch.Tensor, ages: torch.Tensor
+) -> dict[str, float]:
+    """Sums over tokens of the ratio trainer/engine, by name, of all tokens and of each age.
 
-    def __init__(self) -> None:
-        self.tokens = 0
-        self._k3 = 0.0
-        self._ratio = 0.0
-        self._ratio2 = 0.0
+    Log-probabilities and ages are of one shape, and count where the mask is set. The sums of parts
+    of a batch, whoever computed them, add up to those of the batch.
+    """
+    difference = (trainer - engine)[mask].double().clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
+    bounds = torch.tensor(_AGES[1:], dtype=ages.dtype, device=ages.device)
+    kinds = torch.bucketize(ages[mask], bounds, right=True)
+    sums = _ratio_sums(_ALL, difference)
+    for kind, name in enumerate(AGE_CLASSES):
+        sums |= _ratio_sums(name, difference[kinds == kind])
+    return sums
 
-    def add(self, difference: torch.Tensor) -> None:
-        """Add log-probabilities, trainer's less engine's, of any shape."""
-        ratio = difference.exp()
-        self.tokens += difference.numel()
-        self._k3 += float((ratio - difference - 1).sum())
-        self._ratio += float(ratio.sum())
-        self._ratio2 += float(ratio.square().sum())
+
+def _ratio_sums(kind: str, difference: torch.Tensor) -> dict[str, float]:
+    ratio = difference.exp()
+    return {
+        f"drift/{kind}/tokens": float(difference.numel()),
+        f"drift/{kind}/k3": float((ratio - difference - 1).sum()),
+        f"drift/{kind}/ratio": float(ratio.sum()),
+        f"drift/{kind}/ratio2": float(ratio.square().sum()),
+    }
+
+
+class Drift:
+    """What the sums of a batch say. `sums` may have others beside those of `drift_sums`."""
+
+    def __init__(self, sums: Mapping[str, float]) -> None:
+        self._sums = sums
+
+    @property
+    def tokens(self) -> float:
+        """How many tokens were compared."""
+        return self._of(_ALL, "tokens")
 
     @property
     def k3(self) -> float:
         """Mean k3 estimate of KL(engine ‖ trainer), Schulman's (ratio - 1) - log ratio."""
-        return self._k3 / self.tokens if self.tokens else 0.0
+        return self._k3(_ALL)
 
     @property
     def ess(self) -> float:
         """Effective sample size of the ratios, as a share of the tokens."""
-        return self._ratio**2 / (self.tokens * self._ratio2) if self.tokens else 1.0
+        return self._ess(_ALL)
 
+    def _of(self, kind: str, what: str) -> float:
+        return self._sums.get(f"drift/{kind}/{what}", 0.0)
 
-class Drift:
-    """Sums over the trained tokens of a batch, and over those of each age."""
+    def _k3(self, kind: str) -> float:
+        tokens = self._of(kind, "tokens")
+        return self._of(kind, "k3") / tokens if tokens else 0.0
 
-    def __init__(self) -> None:
-        self._all = Ratios()
-        self._by_age = [Ratios() for _ in _AGES]
-
-    def add(
-        self, trainer: torch.Tensor, engine: torch.Tensor, mask: torch.Tensor, ages: torch.Tensor
-    ) -> None:
-        """Add log-probabilities of tokens, all of one shape, where the mask is set."""
-        difference = (trainer - engine)[mask].double().clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
-        self._all.add(difference)
-        bounds = torch.tensor(_AGES[1:], dtype=ages.dtype, device=ages.device)
-        kinds = torch.bucketize(ages[mask], bounds, right=True)
-        for kind in set(cast("list[int]", kinds.tolist())):
-            self._by_age[kind].add(difference[kinds == kind])
-
-    @property
-    def tokens(self) -> int:
-        """How many were added."""
-        return self._all.tokens
-
-    @property
-    def k3(self) -> float:
-        """See Ratios."""
-        return self._all.k3
-
-    @property
-    def ess(self) -> float:
-        """See Ratios."""
-        return self._all.ess
+    def _ess(self, kind: str) -> float:
+        tokens = self._of(kind, "tokens")
+        return self._of(kind, "ratio") ** 2 / (tokens * self._of(kind, "ratio2")) if tokens else 1.0
 
     def metrics(self) -> dict[str, float]:
         """`k3` and `ess`, of all tokens and by age, such as `k3/age/2-3`."""
         found = {"k3": self.k3, "ess": self.ess}
-        for name, ratios in zip(AGE_CLASSES, self._by_age, strict=True):
-            if ratios.tokens:
-                found |= {f"k3/age/{name}": ratios.k3, f"ess/age/{name}": ratios.ess}
+        for name in AGE_CLASSES:
+            if self._of(name, "tokens"):
+                found |= {f"k3/age/{name}": self._k3(name), f"ess/age/{name}": self._ess(name)}
         return found
 
     def check(self, bounds: DriftConfig) -> None:

@@ -11,6 +11,7 @@ LearnerError
 ├── CheckpointOld             the log knows later versions than the checkpoint: it was restored from a backup
 ├── CheckpointForeign         the checkpoint belongs to another topic or policy
 ├── StepNotRepeated           a step that the checkpoint has no tensors of came out otherwise when it was made again
+├── WorkersLost               one of several workers has failed; the learner resumes with new ones
 ├── OffsetOutOfRange          the records to read next were deleted from the topic
 └── TrainingError
     ├── IncompatibleModel     a layer of the model cannot be computed as a forest of rows
@@ -24,7 +25,9 @@ LearnerError
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 from fulgurite.enums import FilterReason
 
@@ -77,6 +80,10 @@ class OffsetOutOfRange(LearnerError):
     """The records to read next are no longer in the topic."""
 
 
+class WorkersLost(LearnerError):
+    """One of several workers has failed, and the others with it."""
+
+
 class TrainingError(LearnerError):
     """Base of the errors within a step."""
 
@@ -115,6 +122,10 @@ class PolicyDrift(StepRefused):
         super().__init__(message)
         self.k3 = k3
         self.ess = ess
+
+    def __reduce__(self) -> tuple[Callable[..., PolicyDrift], tuple[Any, ...]]:
+        """Errors cross from worker to learner; one with keywords does not by itself."""
+        return partial(PolicyDrift, k3=self.k3, ess=self.ess), self.args
 
 
 class StepNotFinite(TrainingError):

@@ -24,7 +24,7 @@ from services.learner.objective import dense_rows
 
 def weighted_sft_loss(
     model_output: Any, data: Any, dp_group: Any = None
-) -> tuple[torch.Tensor, dict[str, Any]]:
+) -> tuple[torch.Tensor, dict[str, float]]:
     """Compute the negative sum of weight times log-probability over the trained tokens of a
     micro-batch, for verl.
     """
@@ -35,12 +35,14 @@ def weighted_sft_loss(
     # verl divides by the number of tokens; here that is part of the weights.
     batch = tu.get_tensordict(
         {"response_mask": dense_rows(data["loss_mask"], longest=longest)},
-        {"pad_mode": DatasetPadMode.RIGHT, "dp_size": 1, "batch_num_tokens": 1},
+        {
+            "pad_mode": DatasetPadMode.RIGHT,
+            "dp_size": tu.get_non_tensor_data(data, "dp_size", 1),
+            "batch_num_tokens": 1,
+        },
     )
-    return cast(
-        "tuple[torch.Tensor, dict[str, Any]]",
-        sft_loss(cast("Any", None), {"log_probs": weighted}, batch),
-    )
+    loss, _ = sft_loss(cast("Any", None), {"log_probs": weighted}, batch)
+    return loss, {}
 
 
 class Preferences(NamedTuple):

@@ -1,7 +1,8 @@
 """Starts the learner: `python -m services.learner.main`.
 
-Exits with 0 when stopped, with 78 (EX_CONFIG) if a person must change something first, with 69
-(EX_UNAVAILABLE) if a restart may help.
+Workers that are lost (`engine.placement = "ray"`) are replaced, and training resumes from the
+newest checkpoint. Exits with 0 when stopped, with 78 (EX_CONFIG) if a person must change something
+first, with 69 (EX_UNAVAILABLE) if a restart may help.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import Counter
+from contextlib import ExitStack
 
 import msgspec
 
@@ -23,12 +26,23 @@ from services.common.runtime.ending import run_service
 from services.common.runtime.model_folder import model_problem
 from services.learner.config import RunConfig
 from services.learner.config_file import former_in, load, variable
-from services.learner.errors import ConfigInvalid, LearnerError, ModelUnusable, TopicMissing
+from services.learner.errors import (
+    ConfigInvalid,
+    LearnerError,
+    ModelUnusable,
+    TopicMissing,
+    WorkersLost,
+)
 from services.learner.files import only_learner
 from services.learner.learner import Learner
 from services.learner.policy_log import PolicyLog
 from services.learner.settings import LearnerSettings
 from services.learner.source import TrajectorySource
+
+_LOSSES_AT_A_VERSION = 2
+"""How often workers may be lost before the next version is made: a batch that ends them each time
+would do so for ever.
+"""
 
 logger = logs.get()
 
@@ -89,27 +103,47 @@ def check_start(config: RunConfig, kafka: KafkaSettings) -> None:
 
 
 def _run(settings: LearnerSettings, config: RunConfig, kafka: KafkaSettings) -> int:
+    """Train until stopped; with new workers, from the newest checkpoint, where some are lost."""
+    losses: Counter[str] = Counter()
+    while True:
+        try:
+            _train(settings, config, kafka, losses)
+        except WorkersLost as error:
+            if max(losses.values(), default=0) > _LOSSES_AT_A_VERSION:
+                raise
+            logger.error("workers lost; the learner starts new ones", error=str(error))
+        else:
+            return 0
+
+
+def _train(
+    settings: LearnerSettings, config: RunConfig, kafka: KafkaSettings, losses: Counter[str]
+) -> None:
+    """Resume, and train until stopped. Raises WorkersLost, and counts it by version."""
     # torch and verl take seconds to import, so settings and topics are checked before.
     from services.learner.trainer import Trainer
 
     policy = config.policy
     codec = make_codec()
-    producer = EventProducer(kafka, codec, f"learner-{policy.name}")
-    trainer = Trainer(config)
-    source = TrajectorySource(kafka, codec, policy.topic, policy.name, policy.rows_of)
-    policy_log = PolicyLog(kafka, codec, producer, policy.name, settings.learner_id)
-    learner = Learner(settings, config, trainer, source, policy_log, producer, codec)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: learner.stop())
-    try:
-        learner.resume()
-        learner.run()
-    finally:
-        source.close()
-        policy_log.close()
-        producer.close()
-    logger.info("stopped", version=str(learner.version))
-    return 0
+    with ExitStack() as stack:
+        producer = EventProducer(kafka, codec, f"learner-{policy.name}")
+        stack.callback(producer.close)
+        trainer = Trainer(config)
+        stack.callback(trainer.close)
+        policy_log = PolicyLog(kafka, codec, producer, policy.name, settings.learner_id)
+        stack.callback(policy_log.close)
+        source = TrajectorySource(kafka, codec, policy.topic, policy.name, policy.rows_of)
+        stack.callback(source.close)
+        learner = Learner(settings, config, trainer, source, policy_log, producer, codec)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: learner.stop())
+        try:
+            learner.resume()
+            learner.run()
+        except WorkersLost:
+            losses[str(learner.version)] += 1
+            raise
+        logger.info("stopped", version=str(learner.version))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ A token's weight (`services.learner.rows`) enters where verl lets importance wei
 terms carry the same weight. SAPO always averages over sequences; with one row per episode the
 result is the same, so it gets no weights.
 
+The loss keeps nothing between calls: of each micro-batch it returns sums, which the engine adds up
+over micro-batches and processes, and by which the step is judged before it is made.
+
 `bypass` takes the engine's log-probabilities as the old ones, `decoupled` the trainer's own before
 the batch, with importance weights between the two (`services.learner.correction`).
 """
@@ -17,15 +20,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from verl.trainer.ppo.core_algos import agg_loss, get_policy_loss_fn, kl_penalty
+from verl.utils import tensordict_utils as tu
 from verl.workers.config import ActorConfig, PolicyLossConfig
 
 from services.learner.config import RunConfig
-from services.learner.drift import Drift
+from services.learner.drift import Drift, drift_sums
 from services.learner.entropy import require_entropy
 from services.learner.errors import StepNotFinite
 
@@ -34,8 +38,8 @@ _SEQUENCE_MEANS = frozenset({"sapo"})
 
 
 class Objective:
-    """The loss of a step: call `begin`, then verl calls the object for every micro-batch, and the
-    engine `check_step` before the optimizer's step.
+    """The loss of a step. verl calls it for every micro-batch, and the engine calls `judge` with
+    the sums of all of them, on every process alike, before the optimizer's step.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -46,30 +50,29 @@ class Objective:
             get_policy_loss_fn(self._algorithm.loss),
         )
         self._verl_config = _verl_config(config)
-        self.begin(rows=0)
-
-    def begin(self, *, rows: int) -> None:
-        """Begin a step of so many rows."""
-        self._rows = rows
-        self._weight = 0.0
-        self.drift = Drift()
-        self._sums = dict.fromkeys(("policy", "entropy", "kl", "clipped"), 0.0)
 
     def __call__(
         self, model_output: Any, data: Any, dp_group: Any = None
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Compute loss and metrics from nested log-probabilities and a micro-batch, for verl."""
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Compute the loss of a micro-batch from its nested log-probabilities, and its sums.
+
+        FSDP takes the mean of the gradients of `dp_size` processes, so the loss is multiplied by
+        that; the sums are not.
+        """
         longest = int(data["input_ids"].offsets().diff().max())
         dense = functools.partial(dense_rows, longest=longest)
         mask = dense(data["loss_mask"]).bool()
         logprobs = dense(model_output["log_probs"])
         weights = dense(data["weights"])
         behaviour = dense(data["behaviour_logprobs"])
-        self.drift.add(logprobs.detach(), behaviour, mask, dense(data["ages"]))
+        sums = drift_sums(logprobs.detach(), behaviour, mask, dense(data["ages"]))
         correction = dense(data["rollout_is_weights"])
         # Only sequence means use the number of rows; a token sum needs none of these.
         self._verl_config.global_batch_info.update(
-            dp_size=1, batch_num_tokens=None, global_batch_size=self._rows, loss_scale_factor=None
+            dp_size=1,
+            batch_num_tokens=None,
+            global_batch_size=tu.get_non_tensor_data(data, "batch_rows", 0),
+            loss_scale_factor=None,
         )
         loss, metrics = self._policy_loss(
             old_log_prob=dense(data["old_log_probs"]),
@@ -82,11 +85,13 @@ class Objective:
             if self._algorithm.loss in _SEQUENCE_MEANS
             else correction * weights,
         )
-        self._sums["policy"] += loss.item()
-        self._sums["clipped"] += float(metrics.get("actor/pg_clipfrac", 0.0)) * int(mask.sum())
-        self._weight += float(weights[mask].sum())
         entropy = agg_loss(dense(model_output["entropy"]) * weights, mask, "token-sum")
-        self._sums["entropy"] += entropy.item()
+        sums |= {
+            "policy": loss.item(),
+            "clipped": float(metrics.get("actor/pg_clipfrac", 0.0)) * int(mask.sum()),
+            "weight": float(weights[mask].sum()),
+            "entropy": entropy.item(),
+        }
         if self._config.algorithm.entropy_bonus:
             loss = loss - self._config.algorithm.entropy_bonus * entropy
         if self._config.algorithm.kl:
@@ -96,35 +101,33 @@ class Objective:
                 self._config.algorithm.kl_estimator,
             )
             kl = agg_loss(penalty * weights, mask, "token-sum")
-            self._sums["kl"] += kl.item()
+            sums["kl"] = kl.item()
             loss = loss + self._config.algorithm.kl * kl
-        return loss, {}
+        return loss * tu.get_non_tensor_data(data, "dp_size", 1), sums
 
-    def metrics(self) -> dict[str, float]:
-        """Metrics of the step that ended. `entropy` and `kl` are weighted means over its tokens, in
-        nats.
-        """
-        metrics = {
-            "policy_loss": self._sums["policy"],
-            "clip_fraction": self._sums["clipped"] / max(self.drift.tokens, 1),
-            "entropy": self._sums["entropy"] / self._weight,
-        }
-        if self._config.algorithm.kl:
-            metrics["kl"] = self._sums["kl"] / self._weight
-        return metrics
-
-    def check_step(self) -> None:
+    def judge(self, sums: Mapping[str, float]) -> None:
         """Raise StepRefused or StepNotFinite unless the optimizer may make the step.
 
-        Call it after the last micro-batch, when the sums are of the whole step.
+        `sums`: of all micro-batches of all processes.
         """
         if self._config.algorithm.correction == "bypass":
-            self.drift.check(self._config.drift)
-        terms = {name: self._sums[name] for name in ("policy", "entropy", "kl")}
+            Drift(sums).check(self._config.drift)
+        terms = {name: sums[name] for name in ("policy", "entropy", "kl") if name in sums}
         if not all(map(math.isfinite, terms.values())):
             raise StepNotFinite(f"the loss is not finite ({terms}); no weight was changed")
-        if self._weight:
-            require_entropy(self._sums["entropy"] / self._weight, self._config.algorithm)
+        if sums["weight"]:
+            require_entropy(sums["entropy"] / sums["weight"], self._config.algorithm)
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Metrics of a step. `entropy` and `kl` are weighted means over its tokens, in nats."""
+        metrics = {
+            "policy_loss": sums["policy"],
+            "clip_fraction": sums["clipped"] / max(Drift(sums).tokens, 1),
+            "entropy": sums["entropy"] / sums["weight"],
+        }
+        if self._config.algorithm.kl:
+            metrics["kl"] = sums["kl"] / sums["weight"]
+        return metrics
 
 
 def _verl_config(config: RunConfig) -> ActorConfig:

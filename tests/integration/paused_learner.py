@@ -1,7 +1,8 @@
 """The learner, standing still at a named point of its second batch: `python -m
 tests.integration.paused_learner POINT MARKER`.
 
-It writes the file MARKER when it gets there, and waits to be killed. The learner itself knows
+It writes the file MARKER when it gets there, and waits to be killed; of several workers (`in_step`)
+only one stands still, whose process id is in the file, and the others wait for it. The learner itself knows
 nothing of it: the functions around the point are wrapped here.
 """
 
@@ -14,11 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from services.learner import main
 from services.learner.checkpoint import CheckpointStore
+from services.learner.engine.cpu_platform import select
 from services.learner.policy_log import PolicyLog
 
-POINTS = ("before_checkpoint", "before_publish", "after_publish")
+POINTS = ("before_checkpoint", "before_publish", "after_publish", "in_step")
 
 _BATCH = 2
 
@@ -30,6 +34,17 @@ def arm(point: str, marker: Path) -> None:
         marker.touch()
         time.sleep(3600)
 
+    def suspend_a_worker() -> None:
+        victim = next(
+            child
+            for child in psutil.Process().children(recursive=True)
+            if "ForestWorker" in " ".join(child.cmdline())
+        )
+        victim.suspend()
+        marker.write_text(str(victim.pid))
+
+    hold = suspend_a_worker if point == "in_step" else stand_still
+
     def wrapped(call: Callable[..., Any], *, before: bool) -> Callable[..., Any]:
         calls = 0
 
@@ -38,16 +53,22 @@ def arm(point: str, marker: Path) -> None:
             nonlocal calls
             calls += 1
             if before and calls == _BATCH:
-                stand_still()
+                hold()
             result = call(*arguments, **named)
             if not before and calls == _BATCH:
-                stand_still()
+                hold()
             return result
 
         return counting
 
     if point == "before_checkpoint":
         CheckpointStore.write = wrapped(CheckpointStore.write, before=True)
+    elif point == "in_step":
+        # Whoever imports verl must have chosen the platform.
+        select("cpu")
+        from services.learner.backends.ray_group import RayWorkers
+
+        RayWorkers.train_batch = wrapped(RayWorkers.train_batch, before=True)
     else:
         PolicyLog.publish = wrapped(PolicyLog.publish, before=point == "before_publish")
 

@@ -261,6 +261,31 @@ def test_a_killed_learner_of_an_adapter_resumes(learner: Learner) -> None:
     assert len(digests) == 3, "every step changed the adapter"
 
 
+@pytest.mark.xdist_group("ray")
+def test_a_worker_killed_in_a_step_is_replaced_and_nothing_is_lost(learner: Learner) -> None:
+    marker = learner.folder / "reached"
+    learner.publish(ROWS)
+    learner.start(
+        "tests.integration.paused_learner",
+        "in_step",
+        str(marker),
+        FULGURITE__ENGINE__PLACEMENT="ray",
+        FULGURITE__ENGINE__WORKERS_PER_NODE="2",
+    )
+    learner.wait(lambda: marker.exists() and marker.read_text() != "", "a worker stands still")
+    os.kill(int(marker.read_text()), signal.SIGKILL)
+    learner.wait(
+        lambda: len({entry.group_id for entry in learner.entries()}) == GROUPS,
+        "every group settled",
+    )
+    assert learner.end(signal.SIGTERM) == 0
+    assert learner.versions() == ["policy@1.1", "policy@2.2", "policy@2.3"]
+    trained = Counter(action for entry in learner.entries() for action in entry.actions)
+    assert trained == dict.fromkeys(ACTIONS, 1)
+    assert learner.process is not None
+    assert "workers lost" in learner.process.log.read_text()
+
+
 def test_a_third_start_trains_nothing_again(learner: Learner) -> None:
     def settled() -> bool:
         return len({entry.group_id for entry in learner.entries()}) == GROUPS

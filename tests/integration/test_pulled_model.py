@@ -25,10 +25,11 @@ from services.learner.config import RunConfig
 from services.local_stack.model import tiny_model
 from services.local_stack.vllm_local import LocalVllm
 from tests.integration.lora_adapter import hugging_face_logprobs
+from tests.services.learner.workers import worker_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from services.learner.verl_cpu import select
+    from services.learner.engine.cpu_platform import select
 
     select("cpu")
     from services.learner.trainer import Trainer
@@ -58,7 +59,7 @@ def test_a_pulled_folder_is_served_as_the_learner_has_it(tmp_path: Path) -> None
     )
     chance = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in trainer.module.parameters():
+        for parameter in worker_of(trainer).module.parameters():
             local = cast("Any", parameter).to_local()
             noise = torch.randn(parameter.shape, generator=chance) * local.std().nan_to_num(0.0)
             local.copy_((local + noise).bfloat16().float())

@@ -17,10 +17,11 @@ from fulgurite.versions import Version
 from services.learner.artifacts import ArtifactStore
 from services.learner.config import RunConfig
 from services.local_stack.model import tiny_model
+from tests.services.learner.workers import worker_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from services.learner.verl_cpu import select
+    from services.learner.engine.cpu_platform import select
 
     select("cpu")
     from services.learner.trainer import Trainer
@@ -40,7 +41,7 @@ def test_a_version_loads_with_transformers_and_says_what_the_trainer_says(
     engine = {"dtype": "fp32", "device": "cpu"}
     trainer = Trainer(RunConfig.model_validate({"policy": {"model": base}, "engine": engine}))
     with torch.no_grad():
-        for parameter in trainer.module.parameters():
+        for parameter in worker_of(trainer).module.parameters():
             # Numbers that bf16, the type of the artifact, can hold.
             parameter.copy_((parameter + 0.01).bfloat16().float())
     store = ArtifactStore(tmp_path, "policy", base, durable=False)

@@ -22,7 +22,7 @@ from services.learner.errors import NoBaseline
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from services.learner.verl_cpu import select
+    from services.learner.engine.cpu_platform import select
 
     select("cpu")
     from verl.trainer.ppo.core_algos import get_adv_estimator_fn

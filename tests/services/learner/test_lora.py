@@ -26,8 +26,9 @@ from services.learner.artifacts import ArtifactStore
 from services.learner.errors import CheckpointForeign
 from services.learner.train_row import TrainRow
 from services.local_stack.model import tiny_model
-from tests.services.learner.test_attention import MODELS, folder_of, rows
+from tests.services.learner.engine.test_attention import MODELS, folder_of, rows
 from tests.services.learner.test_trainer import Trainer, batch, dense, sampled, step, trainer
+from tests.services.learner.workers import worker_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
@@ -50,7 +51,7 @@ def shaken(of: Trainer, seed: int = 0) -> Trainer:
     """Its adapter as after many steps: B is 0 before the first."""
     chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in of.module.parameters():
+        for parameter in worker_of(of).module.parameters():
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=chance) * 0.1
                 cast("Any", parameter).to_local().add_(noise)
@@ -80,13 +81,15 @@ def step_with_gradients(
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     gradients: dict[str, torch.Tensor] = {}
 
-    def collect() -> None:
-        for name, parameter in of.module.named_parameters():
+    def collect(*_: Any) -> None:
+        for name, parameter in worker_of(of).module.named_parameters():
             if parameter.grad is not None:
                 gradients[name] = cast("Any", parameter.grad).full_tensor().clone()
 
-    of._worker.engine.before_step = collect  # pyright: ignore[reportPrivateUsage]
-    return step(of, rows), gradients
+    hook = worker_of(of).optimizer.register_step_pre_hook(collect)
+    metrics = step(of, rows)
+    hook.remove()
+    return metrics, gradients
 
 
 def test_the_first_version_is_the_base_model() -> None:
@@ -163,7 +166,8 @@ def test_only_the_adapter_changes_and_it_is_fp32_over_a_base_in_bf16() -> None:
 
     def values() -> dict[str, torch.Tensor]:
         return {
-            name: value.full_tensor().clone() for name, value in lora.module.state_dict().items()
+            name: value.full_tensor().clone()
+            for name, value in worker_of(lora).module.state_dict().items()
         }
 
     before = values()
@@ -253,7 +257,7 @@ def test_a_loaded_adapter_goes_on_as_the_saved_one_and_its_checkpoint_is_small(
         assert one[name] == other[name], name
     names = {name for file in tmp_path.iterdir() for name in load_file(file)}
     assert all("lora_" in name or name.startswith("random.") for name in names)
-    trained = [p.numel() for p in saved.module.parameters() if p.requires_grad]
+    trained = [p.numel() for p in worker_of(saved).module.parameters() if p.requires_grad]
     size = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
     assert size < 3 * 4 * sum(trained) + 64 * 1024
 

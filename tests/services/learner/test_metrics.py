@@ -9,7 +9,7 @@ import torch
 
 from fulgurite.events import PolicyUpdate
 from services.common.runtime import metrics
-from services.learner.drift import AGE_CLASSES, Drift
+from services.learner.drift import AGE_CLASSES, Drift, drift_sums
 from services.learner.metrics import METRICS, Stopwatch, meaning_of
 from tests.services.learner.test_learner import PolicyLogInMemory, Trainer, learner_of, rows_of
 
@@ -55,11 +55,10 @@ def test_what_is_no_metric_has_no_meaning(name: str) -> None:
 
 
 def test_drift_is_told_by_age() -> None:
-    drift = Drift()
     ages = torch.tensor([[0, 1, 3, 4, 15, 99]], dtype=torch.int32)
     engine = torch.zeros(1, 6)
-    drift.add(torch.tensor([[0.0, 0.5, 0, 0, 0, 1.0]]), engine, torch.ones(1, 6).bool(), ages)
-    found = drift.metrics()
+    trainer = torch.tensor([[0.0, 0.5, 0, 0, 0, 1.0]])
+    found = Drift(drift_sums(trainer, engine, torch.ones(1, 6).bool(), ages)).metrics()
     assert {name for name in found if name.startswith("k3/age/")} == {
         f"k3/age/{age}" for age in AGE_CLASSES
     }
@@ -72,10 +71,9 @@ def test_drift_is_told_by_age() -> None:
 
 
 def test_untrained_tokens_are_no_part_of_the_drift() -> None:
-    drift = Drift()
     zeros = torch.zeros(1, 2)
-    drift.add(zeros + 1, zeros, torch.tensor([[True, False]]), torch.zeros(1, 2).int())
-    assert drift.tokens == 1
+    mask = torch.tensor([[True, False]])
+    assert Drift(drift_sums(zeros + 1, zeros, mask, torch.zeros(1, 2).int())).tokens == 1
 
 
 def test_a_stopwatch_begins_anew_when_it_was_asked() -> None:

@@ -24,6 +24,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from tests.services.learner.test_lora import adapted
     from tests.services.learner.test_trainer import batch, sampled, trainer
+    from tests.services.learner.workers import worker_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
@@ -191,7 +192,9 @@ def test_steps_are_made_again_to_the_last_bit(tmp_path: Path, train: str) -> Non
     paths = sorted(tmp_path.iterdir())
     redo(again, paths, config())
     for one, other in zip(
-        first.module.state_dict().values(), again.module.state_dict().values(), strict=True
+        worker_of(first).module.state_dict().values(),
+        worker_of(again).module.state_dict().values(),
+        strict=True,
     ):
         assert torch.equal(one.full_tensor(), other.full_tensor())
     with pytest.raises(StepNotRepeated, match=r"policy@1\.1, .* is rounding"):

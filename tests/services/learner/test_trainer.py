@@ -34,12 +34,13 @@ from services.learner.errors import (
 from services.learner.metrics import meaning_of
 from services.learner.train_row import STEP_FAILURES, TrainRow
 from services.local_stack.model import tiny_model
+from tests.services.learner.workers import worker_of
 
 with warnings.catch_warnings():
     # verl tells of every engine that is not installed.
     warnings.simplefilter("ignore")
+    from services.learner.engine.cpu_platform import select
     from services.learner.trainer import Trainer
-    from services.learner.verl_cpu import select
 
     select("cpu")
     import verl.workers.engine_workers  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -144,7 +145,8 @@ def sampled(by: Trainer, rows: list[TrainRow], noise: float = 0.05) -> list[Trai
 
 
 def weights(of: Trainer) -> dict[str, torch.Tensor]:
-    return {name: value.full_tensor().clone() for name, value in of.module.state_dict().items()}
+    state = worker_of(of).module.state_dict()
+    return {name: value.full_tensor().clone() for name, value in state.items()}
 
 
 def reference_logprobs(row: TrainRow) -> NDArray[np.float32]:
@@ -188,7 +190,7 @@ def test_gradient_checkpointing_changes_no_number(train: str) -> None:
             policy={"weights": {"train": train}},
             engine={"gradient_checkpointing": checkpointing},
         )
-        assert made.module.is_gradient_checkpointing == checkpointing
+        assert worker_of(made).module.is_gradient_checkpointing == checkpointing
         steps.append(step(made, sampled(made, batch())))
     for name in ("loss", "grad_norm", "entropy"):
         assert steps[0][name] == pytest.approx(steps[1][name], rel=1e-5), name
@@ -459,7 +461,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_step_and_changes_nothin
 
 
 def optimizer_state(of: Trainer) -> list[torch.Tensor]:
-    state = of._worker.engine.optimizer.state  # pyright: ignore[reportPrivateUsage]
+    state = worker_of(of).optimizer.state
     tensors = [
         value
         for values in state.values()
@@ -524,7 +526,7 @@ def test_what_the_run_says_counts_after_a_resume_not_what_was_saved(tmp_path: Pa
     loaded.load(tmp_path)
     before = weights(loaded)
     assert step(loaded, sampled(loaded, rows))["lr"] == 1e-6
-    (group,) = loaded._worker.engine.optimizer.param_groups  # pyright: ignore[reportPrivateUsage]
+    (group,) = worker_of(loaded).optimizer.param_groups
     assert {name: group[name] for name in told} == {**told, "betas": (0.5, 0.6)}
     moved = max(
         float((value - before[name]).abs().max()) for name, value in weights(loaded).items()
@@ -604,7 +606,7 @@ def test_a_checkpoint_has_no_pickle(tmp_path: Path) -> None:
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigInvalid, match="WORLD_SIZE=2, but a learner is one process"):
+    with pytest.raises(ConfigInvalid, match="WORLD_SIZE=2, but each learner starts its workers"):
         trainer()
 
 

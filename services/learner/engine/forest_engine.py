@@ -15,13 +15,14 @@ the non-tensor entry `share_prefixes=False` verl computes row by row, with `temp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import init_empty_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.fsdp import FSDPModule
@@ -32,7 +33,7 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from fulgurite.trajectories import forest
-from services.learner.attention import masks_of, windows_of
+from services.learner.engine.attention import masks_of, windows_of
 from services.learner.errors import StepNotFinite
 
 
@@ -51,9 +52,6 @@ class ForestEngine(FSDPEngineWithLMHead):
     def compute_dtype(self) -> torch.dtype:
         """Type of the forward and backward pass."""
         return PrecisionType.to_dtype(self.engine_config.mixed_precision["param_dtype"])
-
-    before_step: Callable[[], None] | None = None
-    """Called when all gradients are computed; an exception prevents the optimizer's step."""
 
     def _build_module(self) -> Any:
         """Load the model.
@@ -106,20 +104,36 @@ class ForestEngine(FSDPEngineWithLMHead):
 
         Raises StepNotFinite where verl would skip the step with a warning.
         """
-        if self.before_step is not None:
-            self.before_step()
         norm = float(super().optimizer_step())
         if not math.isfinite(norm):
             raise StepNotFinite(f"the gradient's norm is {norm}; no weight was changed")
         return norm
 
     def train_batch(self, data: Any, loss_function: Any) -> Any:
-        """See FSDPEngine. After an exception no gradient is left for the next step."""
+        """Make the step of a batch, if it may be made.
+
+        What the loss returns beside itself is added up over micro-batches and processes. A
+        `loss_function.judge` sees these sums before the optimizer makes the step, and may raise;
+        every process sees the same. After an exception no gradient is left for the next step.
+        """
+        judge: Callable[[Mapping[str, float]], None] | None = getattr(loss_function, "judge", None)
         with ExitStack() as on_failure:
             on_failure.callback(self._drop_unsharded_gradients)
-            result = super().train_batch(data, loss_function)
+            self.optimizer_zero_grad()
+            result = self.forward_backward_batch(data, loss_function)
+            sums = self._sums_of_all_processes(result["metrics"])
+            if judge is not None:
+                judge(sums)
+            result["metrics"] = {"sums": sums, "grad_norm": self.optimizer_step()}
             on_failure.pop_all()
         return result
+
+    def _sums_of_all_processes(self, parts: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Add up what each micro-batch of each process has by name; all have the same names."""
+        names = sorted(parts)
+        values = torch.tensor([sum(parts[name]) for name in names], dtype=torch.float64)
+        dist.all_reduce(values)
+        return dict(zip(names, values.tolist(), strict=True))
 
     def _drop_unsharded_gradients(self) -> None:
         """Drop what micro-batches before the last have accumulated.

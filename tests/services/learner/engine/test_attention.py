@@ -23,10 +23,10 @@ from services.local_stack.model import tiny_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from services.learner.verl_cpu import select
+    from services.learner.engine.cpu_platform import select
 
     select("cpu")
-    from services.learner import attention, forest_engine
+    from services.learner.engine import attention, forest_engine
     from services.learner.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings(

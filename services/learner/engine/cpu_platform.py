@@ -2,7 +2,7 @@
 
 `select(device)` must run before any module of verl is imported that asks for the platform. Worker
 processes of a cluster need VERL_PLATFORM=cpu and
-VERL_USE_EXTERNAL_MODULES=services.learner.verl_cpu in their environment.
+VERL_USE_EXTERNAL_MODULES=services.learner.engine.cpu_platform in their environment.
 """
 
 # verl ships no usable annotations for its platforms.
