@@ -9,7 +9,7 @@ the order of the rows. Array names end in their shape: N nodes, K needed nodes, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,39 @@ class Forest:
         """True where a node (row) may attend to another (column): itself and its ancestors."""
         node_N = np.arange(len(self))
         return (node_N[None, :] <= node_N[:, None]) & (node_N[:, None] < self.end_N[None, :])
+
+    def padded(self, length: int) -> Forest:
+        """The forest with nodes added up to `length`: token 0, roots, without descendants."""
+        more = length - len(self)
+        node_N = np.arange(len(self), length)
+        return replace(
+            self,
+            tokens_N=np.pad(self.tokens_N, (0, more)),
+            parent_N=np.pad(self.parent_N, (0, more), constant_values=-1),
+            depth_N=np.pad(self.depth_N, (0, more)),
+            end_N=np.concatenate([self.end_N, node_N + 1]),
+        )
+
+    def blocks_BB(self, size: int, window: int | None = None) -> tuple[Bools, Bools]:
+        """The mask in B blocks of `size` nodes, from `end_N` alone: where a block of nodes (row)
+        may attend to any of another (column), and where each of them to each.
+
+        `window`: nodes attend to their nearest ancestors only. Then the first may be True for a
+        block in which none attends to any. `size` must divide the number of nodes.
+        """
+        end_BS, depth_BS = self.end_N.reshape(-1, size), self.depth_N.reshape(-1, size)
+        block_B = np.arange(len(end_BS))
+        before_BB = block_B[None, :] < block_B[:, None]
+        first_B, last_B = block_B * size, (block_B + 1) * size - 1
+        any_BB = before_BB & (first_B[:, None] < end_BS.max(1)[None, :])
+        all_BB = before_BB & (last_B[:, None] < end_BS.min(1)[None, :])
+        if window is not None:
+            nearest_BB = depth_BS.min(1)[:, None] - depth_BS.max(1)[None, :]
+            farthest_BB = depth_BS.max(1)[:, None] - depth_BS.min(1)[None, :]
+            any_BB &= nearest_BB < window
+            all_BB &= farthest_BB < window
+        # Within a block each node attends at least to itself, and none to a later one.
+        return any_BB | np.eye(len(block_B), dtype=bool), all_BB
 
 
 def build(token_ids: Sequence[NDArray[np.integer]], trained: Sequence[Bools]) -> Forest:

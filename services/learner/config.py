@@ -346,6 +346,10 @@ class EngineConfig(Section):
     layout: Literal["forest", "rows"] = "forest"
     """`forest` computes each shared prefix once; `rows` computes rows one by one, as verl does, at
     one temperature each."""
+    attention: Literal["auto", "dense", "flex"] = "auto"
+    """How a forest is masked: `dense` by a matrix of all its tokens, `flex` by lists of blocks with
+    FlexAttention, on GPUs only, which carries micro-batches of 100,000 tokens and more, or `auto`,
+    which is `flex` for a forest on a GPU."""
     micro_batch_tokens: int = Field(default=512, ge=2)
     """Tokens in a micro-batch. Larger ones share more, but attention is quadratic in them. A longer
     row makes a micro-batch of its own."""
@@ -363,6 +367,11 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
+        if self.attention == "flex" and (self.device == "cpu" or self.layout == "rows"):
+            raise ValueError(
+                f'attention = "flex" with device = {self.device!r} and layout = {self.layout!r}: '
+                "FlexAttention masks a forest, and has no backward pass on a CPU"
+            )
         if self.placement == "process" and self.worker_count != 1:
             raise ValueError(
                 f"nodes = {self.nodes} and workers_per_node = {self.workers_per_node} need "

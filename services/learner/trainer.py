@@ -31,6 +31,7 @@ from services.learner.engine import cpu_platform
 from services.learner.engine.attention import CHECKED, check_model
 from services.learner.entropy import warn_of_low_entropy
 from services.learner.errors import (
+    ConfigInvalid,
     IncompatibleModel,
     IncompatibleObjective,
     StepRefused,
@@ -59,13 +60,14 @@ class Trainer:
 
     def __init__(self, config: RunConfig) -> None:
         self.device = cpu_platform.select(config.engine.device)
-        self.config = config = _with_dtype(config, self.device)
+        self.config = config = _resolved(config, self.device)
         # Imported after the platform is chosen: verl's engine asks for it while being imported.
         from services.learner.objective import Objective
 
         self._objective = Objective(config)
         self._by_forest = config.engine.layout == "forest"
-        check_model(config.policy.model, forest=self._by_forest)
+        flex = config.engine.attention == "flex"
+        check_model(config.policy.model, forest=self._by_forest, flex=flex)
         self._model_config: Any = AutoConfig.from_pretrained(config.policy.model)
         self._worker_count = config.engine.worker_count
         self.workers = start_workers(config, self.device)
@@ -391,10 +393,18 @@ def _jagged(rows: list[torch.Tensor]) -> torch.Tensor:
     return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 
-def _with_dtype(config: RunConfig, device: str) -> RunConfig:
-    """The run with the type that this device computes in."""
-    if config.engine.dtype != "auto":
-        return config
-    dtype = "bf16" if device != "cpu" or multiplies_bf16() else "fp32"
-    engine = config.engine.model_copy(update={"dtype": dtype})
-    return config.model_copy(update={"engine": engine})
+def _resolved(config: RunConfig, device: str) -> RunConfig:
+    """The run with what this device computes with. Raises ConfigInvalid."""
+    engine = config.engine
+    if engine.attention == "flex" and device == "cpu":
+        raise ConfigInvalid(
+            'engine.attention = "flex", but there is no GPU, and FlexAttention has no backward '
+            'pass on a CPU; set it to "auto" or "dense"'
+        )
+    is_flex = device != "cpu" and engine.layout == "forest"
+    found = {
+        "dtype": "bf16" if device != "cpu" or multiplies_bf16() else "fp32",
+        "attention": "flex" if is_flex else "dense",
+    }
+    chosen = {name: value for name, value in found.items() if getattr(engine, name) == "auto"}
+    return config.model_copy(update={"engine": engine.model_copy(update=chosen)})

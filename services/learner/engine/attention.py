@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from fulgurite.trajectories.forest import Forest
@@ -32,9 +33,13 @@ other is tried out on a few rows before it is trained.
 """
 
 
-def check_model(folder: Path, *, forest: bool) -> None:
+BLOCK = 128
+"""Nodes in a block of FlexAttention's masks: its kernels' own."""
+
+
+def check_model(folder: Path, *, forest: bool, flex: bool = False) -> None:
     """Raise IncompatibleModel for a model whose attention cannot be masked as rows, or a forest of
-    them, need it.
+    them, need it. `flex`: with FlexAttention.
     """
     config = AutoConfig.from_pretrained(folder)
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -43,6 +48,11 @@ def check_model(folder: Path, *, forest: bool) -> None:
         raise IncompatibleModel(
             f"{config.model_type} has no attention that the trainer can mask: transformers gives "
             "it no scaled_dot_product_attention; train another model"
+        )
+    if flex and not getattr(kind, "_supports_flex_attn", False):
+        raise IncompatibleModel(
+            f"transformers gives {config.model_type} no FlexAttention; set engine.attention = "
+            '"dense"'
         )
     if forest:
         windows_of(config)
@@ -86,3 +96,51 @@ def masks_of(
         empty = torch.zeros(seen_NN.shape, dtype=dtype, device=device)
         masks[kind] = empty.masked_fill_(~seen_NN, torch.finfo(dtype).min)[None, None]
     return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def padded_length(nodes: int) -> int:
+    """A length for so many nodes: FlexAttention compiles for each one, so there are few, at most an
+    eighth longer.
+    """
+    step = max(BLOCK, 1 << max(0, nodes.bit_length() - 4))
+    return -(-nodes // step) * step
+
+
+def block_masks_of(
+    trie: Forest, windows: Mapping[str, int | None], device: torch.device
+) -> BlockMask | dict[str, BlockMask]:
+    """Masks for FlexAttention: one, or one for each type of layer. Their size is that of the block
+    lists, which come from the ends of subtrees; no dense mask is made.
+
+    The forest must have a multiple of BLOCK nodes.
+    """
+    end_N = torch.as_tensor(trie.end_N, device=device)
+    depth_N = torch.as_tensor(trie.depth_N, device=device)
+    masks = {kind: _block_mask(trie, window, end_N, depth_N) for kind, window in windows.items()}
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _block_mask(
+    trie: Forest, window: int | None, end_N: torch.Tensor, depth_N: torch.Tensor
+) -> BlockMask:
+    def sees(
+        _batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
+        allowed = (key <= query) & (query < end_N[key])
+        return allowed if window is None else allowed & (depth_N[query] - depth_N[key] < window)
+
+    any_BB, all_BB = trie.blocks_BB(BLOCK, window)
+    partial, full = (
+        _lists(torch.as_tensor(blocks_BB, device=end_N.device))
+        for blocks_BB in (any_BB & ~all_BB, all_BB)
+    )
+    return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=BLOCK, mask_mod=sees)
+
+
+def _lists(blocks_BB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each block of queries, of one batch and any head: how many blocks of keys, and which,
+    these first.
+    """
+    count_B = blocks_BB.sum(dim=-1, dtype=torch.int32)
+    order_BB = blocks_BB.int().argsort(dim=-1, descending=True, stable=True).int()
+    return count_B[None, None], order_BB[None, None]

@@ -4,8 +4,9 @@ The log-probabilities and gradients are the same, but each shared prefix is comp
 model's inputs and outputs are replaced; losses, optimizer, sharding and checkpoints are verl's, and
 `TrainingWorker` finds this engine in verl's registry. A micro-batch holds nested (row, T) tensors:
 `input_ids`, and in verl's layout, where index t stands for token t+1, `loss_mask` (bool: that token
-is trained) and `token_temperature`. The attention is SDPA with a dense mask, on CPU and CUDA. With
-the non-tensor entry `share_prefixes=False` verl computes row by row, with `temperature` (row,).
+is trained) and `token_temperature`. The attention is FlexAttention over lists of blocks, or SDPA
+with a dense mask. With the non-tensor entry `share_prefixes=False` verl computes row by row, with
+`temperature` (row,).
 """
 
 # verl and tensordict ship no usable annotations.
@@ -33,7 +34,12 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from fulgurite.trajectories import forest
-from services.learner.engine.attention import masks_of, windows_of
+from services.learner.engine.attention import (
+    block_masks_of,
+    masks_of,
+    padded_length,
+    windows_of,
+)
 from services.learner.errors import StepNotFinite
 
 
@@ -47,6 +53,10 @@ class ForestEngine(FSDPEngineWithLMHead):
     @cached_property
     def _windows(self) -> Mapping[str, int | None]:
         return windows_of(self.model_config.hf_config)
+
+    @cached_property
+    def _by_flex(self) -> bool:
+        return self.model_config.override_config["attn_implementation"] == "flex_attention"
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -160,6 +170,11 @@ class ForestEngine(FSDPEngineWithLMHead):
         # loss_mask[t] stands for token t+1; in the forest's masks index t stands for token t.
         masks = [np.concatenate([[False], row[:-1]]) for row in np.split(trained, bounds)]
         trie = forest.build(np.split(tokens, bounds), masks)
+        if self._by_flex:
+            trie = trie.padded(padded_length(len(trie)))
+            masks = block_masks_of(trie, self._windows, device)
+        else:
+            masks = masks_of(trie, self._windows, self.compute_dtype, device)
         positions_P = np.flatnonzero(trained)
         kept_P = np.searchsorted(trie.needed_K, np.concatenate(trie.nodes)[positions_P])
         temperature_P = micro_batch["token_temperature"].values().cpu().numpy()[positions_P]
@@ -170,7 +185,7 @@ class ForestEngine(FSDPEngineWithLMHead):
         inputs = {
             "input_ids": put(trie.tokens_N, device=device)[None],
             "position_ids": put(trie.depth_N, device=device)[None],
-            "attention_mask": masks_of(trie, self._windows, self.compute_dtype, device),
+            "attention_mask": masks,
             "logits_to_keep": put(trie.needed_K, device=device),
         }
         outputs = {

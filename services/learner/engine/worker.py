@@ -59,7 +59,7 @@ class ForestWorker(TrainingWorker):
     """
 
     def __init__(self, config: RunConfig, device: str) -> None:
-        """`device`: "cpu" or "cuda". `config.engine.dtype` must not be "auto"."""
+        """`device`: "cpu" or "cuda". No key of `config.engine` may be "auto"."""
         open_process_group(device)
         torch.manual_seed(config.engine.seed)
         # verl prints to standard output, which is the service's log.
@@ -186,7 +186,9 @@ def _worker_config(config: RunConfig, device: str) -> TrainingWorkerConfig:
         model_type="language_model",
         model_config=HFModelConfig(
             path=str(config.policy.model),
-            override_config={"attn_implementation": "sdpa"},
+            override_config={
+                "attn_implementation": "flex_attention" if engine.attention == "flex" else "sdpa"
+            },
             use_remove_padding=False,
             enable_gradient_checkpointing=engine.gradient_checkpointing,
             lora_rank=weights.rank if is_adapter else 0,

@@ -45,6 +45,30 @@ def test_a_rows_nodes_spell_it_and_are_one_another_s_parents(batch: Batch) -> No
         assert forest.parent_N[nodes].tolist() == [-1, *nodes[:-1]]
 
 
+@pytest.mark.parametrize("window", [None, 1, 3])
+@settings(deadline=None, max_examples=50)
+@given(batch=batches, size=st.integers(1, 4))
+def test_blocks_are_those_of_the_mask(batch: Batch, size: int, window: int | None) -> None:
+    forest = build(*arrays(batch))
+    forest = forest.padded(len(forest) + -len(forest) % size)
+    mask_NN = forest.mask_NN()
+    if window is not None:
+        mask_NN &= forest.depth_N[:, None] - forest.depth_N[None, :] < window
+    blocks = len(forest) // size
+    mask_BSBS = mask_NN.reshape(blocks, size, blocks, size)
+    any_BB, all_BB = forest.blocks_BB(size, window)
+    assert not (mask_BSBS.any((1, 3)) & ~any_BB).any(), "no pair is lost"
+    assert not (all_BB & ~mask_BSBS.all((1, 3))).any(), "no pair is added"
+    if window is None:
+        np.testing.assert_array_equal(any_BB, mask_BSBS.any((1, 3)))
+
+
+def test_added_nodes_attend_to_themselves_alone() -> None:
+    forest = build([np.array([1, 2, 3])], [np.array([False, True, True])]).padded(5)
+    assert len(forest) == 5
+    assert forest.mask_NN()[3:].tolist() == [[False] * 3 + [True, False], [False] * 4 + [True]]
+
+
 @settings(deadline=None, max_examples=50)
 @given(batches)
 def test_there_is_one_node_for_every_different_history(batch: Batch) -> None:

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.flex_attention import WrappedFlexAttention
 
+from fulgurite.trajectories import forest
 from services.learner.config import RunConfig
 from services.learner.errors import IncompatibleModel
 from services.learner.train_row import TrainRow
@@ -151,3 +154,55 @@ def test_a_model_that_is_on_no_list_is_tried_out_and_trained(tmp_path: Path) -> 
     row = rows()[0]
     (told,) = trainer(folder).row_logprobs([row])
     np.testing.assert_allclose(told, reference(folder, row), atol=5e-5)
+
+
+@pytest.mark.parametrize("nodes", [1, 127, 128, 129, 1_000, 5_000, 185_640])
+def test_a_padded_length_is_a_number_of_blocks_and_little_longer(nodes: int) -> None:
+    length = attention.padded_length(nodes)
+    assert length >= nodes
+    assert length % attention.BLOCK == 0
+    assert length - nodes < max(attention.BLOCK, nodes / 8)
+
+
+def test_there_are_few_padded_lengths() -> None:
+    assert len({attention.padded_length(nodes) for nodes in range(4_096, 8_193)}) <= 9
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text"])
+def test_flex_attention_sees_what_a_dense_mask_lets_it_see(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forward pass only: FlexAttention has no backward pass on a CPU."""
+
+    def eager(_of: object) -> object:
+        return flex_attention
+
+    # Compiling takes longer than all else here; the function is the same.
+    monkeypatch.setattr(WrappedFlexAttention, "__call__", eager)
+    fields = {**MODELS[kind], "head_dim": 16}
+    model = AutoModelForCausalLM.from_pretrained(folder_of(tmp_path, kind, **fields))
+    windows = attention.windows_of(model.config)
+    batch = rows() + [many_times_longer(row) for row in rows()]
+    trie = forest.build([row.token_ids for row in batch], [row.trained for row in batch])
+    trie = trie.padded(attention.padded_length(len(trie)))
+    assert len(trie) > attention.BLOCK
+    device = torch.device("cpu")
+    put = torch.as_tensor
+    inputs = {"input_ids": put(trie.tokens_N)[None], "position_ids": put(trie.depth_N)[None]}
+    logits: list[torch.Tensor] = []
+    for implementation, masks in (
+        ("sdpa", attention.masks_of(trie, windows, torch.float32, device)),
+        ("flex_attention", attention.block_masks_of(trie, windows, device)),
+    ):
+        model.set_attn_implementation(implementation)
+        with torch.no_grad():
+            logits.append(model(**inputs, attention_mask=masks).logits)
+    torch.testing.assert_close(logits[1], logits[0], atol=2e-4, rtol=1e-4)
+
+
+def many_times_longer(row: TrainRow) -> TrainRow:
+    """The row with a text of its own after it, so that a forest has several blocks."""
+    chance = np.random.default_rng(int(row.token_ids.sum()))
+    tokens = np.concatenate([row.token_ids, chance.integers(1, 200, 60)]).astype(np.int32)
+    zeros = np.zeros(len(tokens), np.float32)
+    return TrainRow(tokens, np.arange(len(tokens)) > 0, zeros, zeros, zeros, zeros + 1)
