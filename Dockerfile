@@ -113,10 +113,11 @@ ENTRYPOINT ["/app/containers/entrypoint.sh", "env", "LD_PRELOAD=/usr/local/lib/l
 
 FROM ${VLLM_GPU_IMAGE} AS vllm-gpu
 ENV PYTHONDONTWRITEBYTECODE=1 HOME=/home/fulgurite PYTHONPATH=/app FULGURITE_DATA_DIR=/data \
-    VLLM_SERVER_DEV_MODE=1 VLLM_PLUGINS=fulgurite VLLM_MEDIA_URL_ALLOW_REDIRECTS=0 VLLM_NO_USAGE_STATS=1 VLLM_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+    VLLM_SERVER_DEV_MODE=1 VLLM_PLUGINS=fulgurite VLLM_MEDIA_URL_ALLOW_REDIRECTS=0 VLLM_NO_USAGE_STATS=1 VLLM_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 \
+    VLLM_CACHE_ROOT=/kernels/vllm TORCHINDUCTOR_CACHE_DIR=/kernels/inductor TRITON_CACHE_DIR=/kernels/triton
 COPY requirements/engine.txt /tmp/
 RUN pip install --no-cache-dir --no-deps --require-hashes --requirement /tmp/engine.txt \
- && useradd --uid 10001 --create-home fulgurite && mkdir -p /data/artifacts /models && chown -R fulgurite /data /models
+ && useradd --uid 10001 --create-home fulgurite && mkdir -p /data/artifacts /kernels /models && chown -R fulgurite /data /kernels /models
 STOPSIGNAL SIGTERM
 WORKDIR /app
 COPY --from=code /app /app

@@ -123,10 +123,13 @@ class VllmSettings(BaseSettings):
             # request itself (`data:`) need no domain.
             "--allowed-media-domains": os.environ.get("VLLM_MEDIA_DOMAIN") or _NO_MEDIA_DOMAIN,
             "--logits-processors": "services.vllm_plugin.dictation:Dictation",
-            "--enforce-eager": None,
             "--disable-uvicorn-access-log": None,
             "--no-enable-log-requests": None,
         }
+        if not _GPU.exists():
+            # Compiling takes a minute at the start, and a CPU gains little. On a GPU, CUDA graphs
+            # make one stream 14 times faster.
+            options["--enforce-eager"] = None
         if "--speculative" in self.args:
             # vLLM has no logits processors then.
             del options["--logits-processors"]

@@ -151,6 +151,14 @@ def test_what_is_given_counts(tmp_path: Path) -> None:
     assert len(names) == len(set(names))
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_gpu_takes_cuda_graphs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, gpu: bool
+) -> None:
+    monkeypatch.setattr(vllm_settings, "_GPU", tmp_path if gpu else tmp_path / "none")
+    assert ("--enforce-eager" in VllmSettings().arguments(tmp_path)) is not gpu
+
+
 @pytest.mark.parametrize(
     ("chosen", "fast_bf16", "gpu", "expected"),
     [
