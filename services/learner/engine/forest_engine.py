@@ -27,6 +27,7 @@ import torch.distributed as dist
 from accelerate import init_empty_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.fsdp import FSDPModule
+from torch.utils.checkpoint import checkpoint
 from verl.utils import tensordict_utils as tu
 from verl.utils.model import get_hf_auto_model_class
 from verl.utils.torch_dtypes import PrecisionType
@@ -41,6 +42,9 @@ from services.learner.engine.attention import (
     windows_of,
 )
 from services.learner.errors import StepNotFinite
+
+_HEADS_AT_ONCE = 1024
+"""At a vocabulary of 150,000 an fp32 copy of so many is 0.6 GB."""
 
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=["cpu"])
@@ -206,23 +210,54 @@ class ForestEngine(FSDPEngineWithLMHead):
             )
         # A head is a node's logits at one temperature. Rows that share a node may have different
         # temperatures.
+        kept_H, temperature_H = output_args["kept_H"], output_args["temperature_H"]
+        head_P, labels_P = output_args["head_P"], output_args["labels_P"]
+        entropy_of = (
+            self.compute_entropy_from_logits
+            if tu.get_non_tensor_data(micro_batch, "calculate_entropy", False)
+            else None
+        )
         with torch.autocast(output.logits.device.type, enabled=False):
-            logits_HV = output.logits[0].float()
-            kept_H, temperature_H = output_args["kept_H"], output_args["temperature_H"]
+            logits_HV = output.logits[0]
             if len(kept_H) != len(logits_HV):
                 logits_HV = logits_HV[kept_H]
-            if not bool((temperature_H == 1).all()):
-                logits_HV = logits_HV / temperature_H[:, None]
-            head_P = output_args["head_P"]
-            logprobs_P = (
-                logits_HV[head_P, output_args["labels_P"]]
-                - torch.logsumexp(logits_HV, dim=-1)[head_P]
-            )
-            result = {"log_probs": _nested(logprobs_P, output_args, micro_batch)}
-            if tu.get_non_tensor_data(micro_batch, "calculate_entropy", False):
-                entropy_P = self.compute_entropy_from_logits(logits_HV)[head_P]
-                result["entropy"] = _nested(entropy_P, output_args, micro_batch)
+            sums_H, entropy_H = _summaries(logits_HV, temperature_H, entropy_of)
+            chosen_P = logits_HV[head_P, labels_P].float() / temperature_H[head_P]
+            result = {"log_probs": _nested(chosen_P - sums_H[head_P], output_args, micro_batch)}
+            if entropy_of is not None:
+                result["entropy"] = _nested(entropy_H[head_P], output_args, micro_batch)
         return result
+
+
+def _summaries(
+    logits_HV: torch.Tensor,
+    temperature_H: torch.Tensor,
+    entropy_of: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log of the sum of exponentials of each head (H,), and its entropy (H,), 0 without
+    `entropy_of`; in fp32.
+
+    Of many heads a part is computed at a time, and again in the backward pass: fp32 copies of all
+    logits would take more memory than the model.
+    """
+
+    def summarise(part: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+        scaled = part.float() / temperature[:, None]
+        sums = torch.logsumexp(scaled, dim=-1)
+        return torch.stack(
+            [sums, torch.zeros_like(sums) if entropy_of is None else entropy_of(scaled)]
+        )
+
+    if len(logits_HV) <= _HEADS_AT_ONCE:
+        summaries = summarise(logits_HV, temperature_H)
+    else:
+        parts = zip(
+            logits_HV.split(_HEADS_AT_ONCE), temperature_H.split(_HEADS_AT_ONCE), strict=True
+        )
+        summaries = torch.cat(
+            [checkpoint(summarise, *part, use_reentrant=False) for part in parts], dim=-1
+        )
+    return summaries[0], summaries[1]
 
 
 def _nested(values_P: torch.Tensor, output_args: dict[str, Any], micro_batch: Any) -> torch.Tensor:

@@ -51,6 +51,7 @@ with warnings.catch_warnings():
     from verl.workers.config import ActorConfig
 
     from services.learner.correction import correction_weights
+    from services.learner.engine import forest_engine
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
@@ -207,6 +208,15 @@ def test_the_order_of_rows_and_the_size_of_micro_batches_change_nothing() -> Non
     ]
     for name in ("loss", "grad_norm"):
         assert [one[name] for one in steps] == pytest.approx([steps[0][name]] * 3, rel=1e-4)
+
+
+def test_computing_the_logits_in_parts_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = sampled(trainer(), batch())
+    steps = [step(trainer(), rows)]
+    monkeypatch.setattr(forest_engine, "_HEADS_AT_ONCE", 7)
+    steps.append(step(trainer(), rows))
+    for name in ("loss", "grad_norm", "entropy", "k3"):
+        assert steps[1][name] == pytest.approx(steps[0][name], rel=1e-5), name
 
 
 def test_every_action_has_its_own_temperature_even_behind_a_shared_prefix(forest: Trainer) -> None:
