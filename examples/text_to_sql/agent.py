@@ -1,10 +1,10 @@
 """Three agents that answer a question about a database together: a LangGraph graph.
 
 The writer writes a query, it is executed, the checker looks at what it gave, and if that is wrong,
-the rewriter writes another one, which is executed and checked in turn. Each agent asks for a model
-of its own name. The task is a JSON object with a `question` and a `database` (an SQLite file), in
-the variable TASK or on standard input; with a `query` in it the work begins with that one. The last
-query is printed.
+the rewriter writes another one. The last query that may be written is not checked, since nothing
+would follow. Each agent asks for a model of its own name. The task is a JSON object with a
+`question` and a `database` (an SQLite file), in the variable TASK or on standard input; with a
+`query` in it the work begins with that one. The last query is printed.
 """
 
 # LangGraph is not installed where the types are checked.
@@ -92,10 +92,14 @@ def rewrite(model: ChatOpenAI, state: State) -> dict[str, Any]:
     return {"query": query, "queries": state["queries"] + 1}
 
 
+def after_query(state: State) -> str:
+    """Whether the query can still be replaced."""
+    return "execute" if state["queries"] < MOST_QUERIES else END
+
+
 def after_check(state: State) -> str:
-    """Whether to try again."""
-    is_wrong = state["verdict"].lower().startswith("wrong")
-    return "rewrite" if is_wrong and state["queries"] < MOST_QUERIES else END
+    """Whether the query is to be replaced."""
+    return "rewrite" if state["verdict"].lower().startswith("wrong") else END
 
 
 def graph(temperature: float) -> Any:
@@ -110,10 +114,10 @@ def graph(temperature: float) -> Any:
     built.add_node("check", partial(check, model("checker", VERDICT_TOKENS)))
     built.add_node("rewrite", partial(rewrite, model("rewriter", QUERY_TOKENS)))
     built.add_conditional_edges(START, lambda state: "execute" if state["query"] else "write")
-    built.add_edge("write", "execute")
+    built.add_conditional_edges("write", after_query)
     built.add_edge("execute", "check")
     built.add_conditional_edges("check", after_check)
-    built.add_edge("rewrite", "execute")
+    built.add_conditional_edges("rewrite", after_query)
     return built.compile()
 
 

@@ -1,4 +1,4 @@
-"""The databases of the example: twelve, each of two tables; four of them are held out.
+"""The databases of the example: twenty, each of two tables; four of them are held out.
 
 A row of the second table belongs to one of the first. Tables, columns (but for `id`) and values of
 the held-out databases occur in no other.
@@ -49,7 +49,7 @@ TRAINING = (
     ),
     Schema(
         "school", "teachers", "teacher", "name", "pupils", "pupil", "hobby",
-        ("chess", "dance", "rowing", "judo"), "age", 6, 19,
+        ("chess", "dance", "rowing", "judo"), "marks", 0, 100,
     ),
     Schema(
         "shop", "suppliers", "supplier", "company", "products", "product", "colour",
@@ -74,6 +74,38 @@ TRAINING = (
     Schema(
         "music", "bands", "band", "band_name", "songs", "song", "style",
         ("rock", "jazz", "folk", "soul"), "seconds", 90, 600,
+    ),
+    Schema(
+        "bakery", "bakers", "baker", "name", "cakes", "cake", "topping",
+        ("cherry", "cream", "almond", "lemon"), "slices", 4, 60,
+    ),
+    Schema(
+        "airport", "airlines", "airline", "carrier", "flights", "code", "terminal",
+        ("alpha", "beta", "gamma", "delta"), "passengers", 20, 400,
+    ),
+    Schema(
+        "clinic", "vets", "vet", "surname", "pets", "pet_name", "breed",
+        ("beagle", "collie", "poodle", "terrier"), "visits", 1, 60,
+    ),
+    Schema(
+        "gym", "trainers", "trainer", "name", "members", "nickname", "sport",
+        ("boxing", "yoga", "cycling", "swimming"), "points", 0, 500,
+    ),
+    Schema(
+        "port", "captains", "captain", "surname", "ships", "ship_name", "flag",
+        ("dutch", "greek", "danish", "irish"), "tons", 50, 900,
+    ),
+    Schema(
+        "festival", "stages", "stage", "stage_name", "concerts", "act", "day",
+        ("friday", "saturday", "sunday", "monday"), "tickets", 100, 990,
+    ),
+    Schema(
+        "post", "offices", "office", "town", "parcels", "tracking", "zone",
+        ("inner", "outer", "rural", "overseas"), "grams", 50, 5000,
+    ),
+    Schema(
+        "college", "professors", "professor", "surname", "courses", "course", "subject",
+        ("maths", "physics", "law", "biology"), "students", 5, 300,
     ),
 )  # fmt: skip
 
@@ -137,9 +169,8 @@ def make_database(schema: Schema, split: str, folder: Path) -> Path:
         connection.executemany(
             f"INSERT INTO {schema.parents} VALUES (?, ?)", enumerate(found[:PARENTS], 1)
         )
-        numbers = chance.sample(
-            range(schema.smallest, schema.largest + 1), min(ITEMS, schema.largest - schema.smallest)
-        )
+        # Distinct, so that the highest and the lowest are one row each.
+        numbers = chance.sample(range(schema.smallest, schema.largest + 1), ITEMS)
         connection.executemany(
             f"INSERT INTO {schema.items} VALUES (?, ?, ?, ?, ?)",
             [
@@ -147,7 +178,7 @@ def make_database(schema: Schema, split: str, folder: Path) -> Path:
                     place,
                     name,
                     chance.choice(schema.categories),
-                    numbers[place % len(numbers)],
+                    numbers[place % ITEMS],
                     chance.randint(1, PARENTS),
                 )
                 for place, name in enumerate(found[PARENTS:], 1)

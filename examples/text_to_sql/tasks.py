@@ -14,132 +14,21 @@ import argparse
 import itertools
 import json
 import random
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from database import Rows, run_query
+from kinds import FUNCTIONS, KINDS, ORDERS, Kind
 from tables import HELD_OUT, TRAINING, WORDS, Schema, make_database, schemas
 
+WARM = 88
+"""Questions of the warm start; how many steps that makes is said in `warm.toml`."""
 MOST_TRIES = 50
 """For each question that is wanted: some kinds have few, and soon give none that is new."""
-
-
-class Kind(NamedTuple):
-    """A kind of question: its query, and how it is asked in training and in the examination."""
-
-    query: str
-    training: tuple[str, ...]
-    held_out: tuple[str, ...]
-
-
-KINDS = (
-    Kind(
-        "SELECT COUNT(*) FROM {items}",
-        ("How many {items} are there?", "Count the {items}."),
-        ("What is the number of {items}?",),
-    ),
-    Kind(
-        "SELECT {label} FROM {items} WHERE {category} = '{value}'",
-        (
-            "List the {label} of all {items} with {category} {value}.",
-            "Which {items} have {category} {value}? Give the {label}.",
-        ),
-        ("Show the {label} of the {items} whose {category} is {value}.",),
-    ),
-    Kind(
-        "SELECT {label} FROM {items} WHERE {number} > {limit}",
-        (
-            "List the {label} of all {items} with {number} above {limit}.",
-            "Which {items} have more {number} than {limit}? Give the {label}.",
-        ),
-        ("Show the {label} of the {items} whose {number} is greater than {limit}.",),
-    ),
-    Kind(
-        "SELECT {label} FROM {items} WHERE {number} < {limit}",
-        (
-            "List the {label} of all {items} with {number} below {limit}.",
-            "Which {items} have less {number} than {limit}? Give the {label}.",
-        ),
-        ("Show the {label} of the {items} whose {number} is smaller than {limit}.",),
-    ),
-    Kind(
-        "SELECT {function}({number}) FROM {items}",
-        ("What is the {word} {number} of all {items}?", "Give the {word} {number} of the {items}."),
-        ("Find the {word} {number} among the {items}.",),
-    ),
-    Kind(
-        "SELECT {label} FROM {items} ORDER BY {number} {order} LIMIT 1",
-        (
-            "Which of the {items} has the {superlative} {number}? Give the {label}.",
-            "Give the {label} of the {items} with the {superlative} {number}.",
-        ),
-        ("Name the {label} that has the {superlative} {number} of all {items}.",),
-    ),
-    Kind(
-        "SELECT {category}, COUNT(*) FROM {items} GROUP BY {category}",
-        ("How many {items} are there for each {category}?", "Count the {items} by {category}."),
-        ("Show each {category} with its number of {items}.",),
-    ),
-    Kind(
-        "SELECT COUNT(*) FROM {items} WHERE {category} = '{value}'",
-        (
-            "How many {items} have {category} {value}?",
-            "Count the {items} with {category} {value}.",
-        ),
-        ("What is the number of {items} whose {category} is {value}?",),
-    ),
-    Kind(
-        "SELECT {label} FROM {items} JOIN {parents} ON {reference} = {parents}.id "
-        "WHERE {parent_label} = '{owner}'",
-        (
-            "List the {label} of all {items} of the {parent} {owner}.",
-            "Which {items} belong to the {parent} {owner}? Give the {label}.",
-        ),
-        ("Show the {label} of the {items} whose {parent} is {owner}.",),
-    ),
-    Kind(
-        "SELECT COUNT(*) FROM {items} JOIN {parents} ON {reference} = {parents}.id "
-        "WHERE {parent_label} = '{owner}'",
-        (
-            "How many {items} does the {parent} {owner} have?",
-            "Count the {items} of the {parent} {owner}.",
-        ),
-        ("What is the number of {items} whose {parent} is {owner}?",),
-    ),
-    Kind(
-        "SELECT {label} FROM {items} WHERE {category} = '{value}' AND {number} > {limit}",
-        (
-            "List the {label} of all {items} with {category} {value} and {number} above {limit}.",
-            "Which {items} have {category} {value} and more {number} than {limit}? Give the "
-            "{label}.",
-        ),
-        (
-            "Show the {label} of the {items} whose {category} is {value} and whose {number} is "
-            "greater than {limit}.",
-        ),
-    ),
-    Kind(
-        "SELECT {label} FROM {items} WHERE {number} > (SELECT AVG({number}) FROM {items})",
-        (
-            "List the {label} of all {items} with {number} above the average.",
-            "Which {items} have more {number} than the average? Give the {label}.",
-        ),
-        ("Show the {label} of the {items} whose {number} is greater than the mean.",),
-    ),
-    Kind(
-        "SELECT {category} FROM {items} GROUP BY {category} HAVING COUNT(*) > {few}",
-        (
-            "Which {category} has more than {few} {items}?",
-            "List each {category} with more than {few} {items}.",
-        ),
-        ("Show every {category} that is given to over {few} {items}.",),
-    ),
-)
-
-FUNCTIONS = {"MAX": "largest", "MIN": "smallest", "AVG": "average", "SUM": "total"}
-ORDERS = {"DESC": "highest", "ASC": "lowest"}
+_CONDITION = re.compile(r" (?:WHERE|HAVING) ")
 
 
 class Task(NamedTuple):
@@ -162,7 +51,7 @@ class Task(NamedTuple):
 def make_task(
     kind: Kind, schema: Schema, split: str, file: Path, chance: random.Random
 ) -> Task | None:
-    """A question of this kind; None if its answer is empty."""
+    """A question of this kind; None if its answer says too little."""
     function, order = chance.choice(list(FUNCTIONS)), chance.choice(list(ORDERS))
     owners = run_query(str(file), f"SELECT {schema.parent_label} FROM {schema.parents}")
     values = {
@@ -178,10 +67,21 @@ def make_task(
         "superlative": ORDERS[order],
     }
     query = kind.query.format(**values)
-    if run_query(str(file), query) in ([], [(0,)]):
+    if not is_telling(str(file), query):
         return None
     wording = chance.choice(kind.training if split == "train" else kind.held_out)
     return Task(wording.format(**values), str(file), query, wording)
+
+
+def is_telling(database: str, query: str) -> bool:
+    """Whether a query gives something, and something else without its condition: a query that
+    leaves the condition out must not be paid.
+    """
+    rows, unconditional = answer(database, query), _CONDITION.split(query)[0]
+    is_conditional = unconditional != query
+    return rows not in ([], [(0,)]) and not (
+        is_conditional and answer(database, unconditional) == rows
+    )
 
 
 def make_tasks(split: str, count: int, seed: int, files: dict[str, Path]) -> list[Task]:
@@ -300,7 +200,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--training", type=int, default=1000, help="number of training questions")
     parser.add_argument("--held-out", type=int, default=240, help="number of held-out questions")
-    parser.add_argument("--warm", type=int, default=96, help="questions of the warm start")
+    parser.add_argument("--warm", type=int, default=WARM, help="questions of the warm start")
     parser.add_argument("--out", type=Path, default=Path())
     options = parser.parse_args()
     written = write_tasks(

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
+import string
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fulgurite import EpisodeView
+from services.learner.config_file import load as load_run
+from services.learner.config_file import load_all
+from services.local_stack.example_runs import GROUPS_AHEAD
 from tests.examples.recorded import PROJECT, load, make_call, make_task_view
 
 FOLDER = PROJECT / "examples" / "text_to_sql"
 database = load(FOLDER / "database.py")
+kinds = load(FOLDER / "kinds.py")
+tables = load(FOLDER / "tables.py")
 tasks = load(FOLDER / "tasks.py")
 rewards = load(FOLDER / "rewards.py")
 expert = load(FOLDER / "expert.py")
@@ -58,11 +65,65 @@ def test_questions_are_distinct_and_have_answers(written: dict[str, Path]) -> No
             assert database.run_query(task["database"], task["reference"]["query"])
 
 
+def named(text: str) -> set[str]:
+    """The names in braces."""
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS, ids=lambda kind: kind.query[:60])
+def test_each_kind_is_asked_in_several_ways_that_name_the_same(kind: Any) -> None:
+    wordings = (*kind.training, *kind.held_out)
+    assert len(set(kind.training)) >= 4
+    assert len(set(wordings)) == len(wordings)
+    for wording in wordings:
+        assert named(wording) == named(kind.training[0]), wording
+
+
+def fills(template: str, text: str) -> bool:
+    """Whether a text is a wording with something in the place of each brace."""
+    parts = re.split(r"{\w+}", template)
+    return re.fullmatch(".+".join(map(re.escape, parts)), text) is not None
+
+
+def test_no_training_wording_fills_a_held_out_one_or_the_other_way_round() -> None:
+    training = [wording for kind in kinds.KINDS for wording in kind.training]
+    held_out = [wording for kind in kinds.KINDS for wording in kind.held_out]
+    assert fills("Count the {items} of {owner}.", "Count the {items} by {hour} of {owner}.")
+    assert not [
+        (one, other)
+        for one in training
+        for other in held_out
+        if fills(one, other) or fills(other, one)
+    ]
+
+
+def test_every_training_wording_is_asked(written: dict[str, Path]) -> None:
+    asked = [task["question"] for task in lines(written["train"]) + lines(written["warm"])]
+    for kind in kinds.KINDS:
+        for wording in kind.training:
+            assert any(fills(wording, question) for question in asked), wording
+
+
+def test_a_query_without_its_condition_answers_otherwise(written: dict[str, Path]) -> None:
+    for task in lines(written["train"]) + lines(written["heldout"]):
+        query = task["reference"]["query"]
+        unconditional = re.split(" (?:WHERE|HAVING) ", query)[0]
+        if unconditional != query:
+            assert not database.is_right(task["database"], unconditional, query)
+
+
+@pytest.mark.parametrize("schema", tables.TRAINING + tables.HELD_OUT, ids=lambda one: one.name)
+def test_the_highest_and_the_lowest_are_one_row(written: dict[str, Path], schema: Any) -> None:
+    file = written["train"].parent / "databases" / f"{schema.name}.sqlite"
+    found = database.run_query(str(file), f"SELECT {schema.number} FROM {schema.items}")
+    assert len(set(found)) == len(found) == tables.ITEMS
+
+
 def test_training_and_held_out_share_nothing(written: dict[str, Path]) -> None:
     training, held_out = (
         {task["database"] for task in lines(written[file])} for file in ("train", "heldout")
     )
-    assert len(training) == 8
+    assert len(training) == 16
     assert len(held_out) == 4
     assert not training & held_out
     drawn = tasks.make_tasks("train", 50, 0, {Path(file).stem: Path(file) for file in training})
@@ -90,6 +151,22 @@ def test_each_wrong_query_of_the_warm_start_answers_otherwise(written: dict[str,
             task,
         )
         assert rewards.score(view) == {"reward": 0.0, "checker": 1.0}
+
+
+def test_the_schedule_of_the_warm_start_ends_with_it() -> None:
+    run = load_run(FOLDER / "warm.toml", {"FULGURITE_MODEL": "model"})
+    steps = tasks.WARM * run.sft.epochs // run.sft.batch_size
+    assert run.optimizer.decay_steps == steps
+
+
+def test_a_policy_of_one_word_takes_smaller_steps() -> None:
+    runs = {
+        run.policy.name: run for run in load_all(FOLDER / "run.toml", {"FULGURITE_MODEL": "model"})
+    }
+    assert list(runs) == ["writer", "checker", "rewriter"]
+    assert runs["checker"].optimizer.lr < runs["writer"].optimizer.lr
+    assert runs["writer"].optimizer.lr == runs["rewriter"].optimizer.lr
+    assert all(run.batch.groups <= GROUPS_AHEAD for run in runs.values())
 
 
 @pytest.mark.parametrize(
