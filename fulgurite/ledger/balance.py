@@ -119,6 +119,17 @@ def _actions_of(event: Event) -> tuple[str, ...]:
             return ()
 
 
+def dead_actions(letter: DeadLetter, decode: Callable[[bytes], Event]) -> set[str]:
+    """The actions that were lost with a dead letter: those that it names, and those in its bytes.
+
+    `decode` may raise CodecError: such bytes name no actions.
+    """
+    found = set(letter.actions)
+    with contextlib.suppress(CodecError):
+        found.update(_actions_of(decode(letter.value or b"")))
+    return found
+
+
 class _Books:
     def __init__(self, decode: Callable[[bytes], Event]) -> None:
         self._decode = decode
@@ -171,13 +182,10 @@ class _Books:
                 }
 
     def read_dead_letters(self, entries: Iterable[Entry]) -> None:
-        """Read actions that were lost: those that the letter names, and those in its bytes."""
+        """Read actions that were lost."""
         for entry in entries:
             if isinstance(entry.event, DeadLetter):
-                self.dead.update(entry.event.actions)
-                # Bytes that cannot be decoded name no actions.
-                with contextlib.suppress(CodecError):
-                    self.dead.update(_actions_of(self._decode(entry.event.value or b"")))
+                self.dead.update(dead_actions(entry.event, self._decode))
 
     def read_ledger(self, entries: Iterable[Entry]) -> None:
         """Read the outcomes of actions. A repeated entry adds nothing; a second version does."""
