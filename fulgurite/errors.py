@@ -6,6 +6,7 @@
     │   ├── UnknownSchema       the frame's schema id is not known
     │   └── InvalidEvent        an event does not fit its schema
     ├── BadClaim                a payload that is stored elsewhere is missing or altered
+    ├── BadPrices               a price file is not TOML of the expected form
     ├── BrokenDelta             a delta and its parent do not give the recorded call
     └── UnknownRule             a credit rule or built-in reward with an unknown name or wrong parameters
 
@@ -38,6 +39,10 @@ class InvalidEvent(CodecError):
 
 class BadClaim(FulguriteError):
     """A payload of a call cannot be read, or is not the one that was stored."""
+
+
+class BadPrices(FulguriteError):
+    """A price file is not TOML, or has an unknown key or a value that is no price."""
 
 
 class BrokenDelta(FulguriteError):

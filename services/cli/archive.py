@@ -38,8 +38,8 @@ def archive(
     """Copy the topics' records to an archive: Parquet files by topic and day, byte for byte.
 
     Run it more often than the shortest retention, for example daily: each run adds the records
-    since the last one. `fulgurite replay`, `try` and `export` read an archive with --archive DIR.
-    Payloads stored outside Kafka are copied too. Needs the extra `archive`.
+    since the last one. `fulgurite replay`, `try`, `export` and `cost` read an archive with
+    --archive DIR. Payloads stored outside Kafka are copied too. Needs the extra `archive`.
 
     Exits 1 if an option is invalid, 2 if the log cannot be read. Exits 3 if retention removed
     records before any run archived them, or a payload is missing.

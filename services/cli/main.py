@@ -37,6 +37,10 @@ COMMANDS = {
         "services.cli.ledger:ledger",
         "Account for every training action in the log; exit 1 if one is missing or counted twice.",
     ),
+    "cost": (
+        "services.cli.cost:cost",
+        "Add up tokens, learner time and money per run, version, alias or group.",
+    ),
     "replay": (
         "services.cli.replay:replay",
         "Rebuild trajectories from the log with another reward function, credit rule or weights.",

@@ -205,18 +205,26 @@ class Chained:
 
 
 def open_source(
-    settings: KafkaSettings, codec: Codec, folder: Path | None, *, archive_only: bool = False
+    settings: KafkaSettings,
+    codec: Codec,
+    folder: Path | None,
+    *,
+    archive_only: bool = False,
+    topics: Collection[Topic] = DOWNSTREAM_FIRST,
 ) -> Source:
-    """Open Kafka, an archive, or both. Raises BadArgument, BadArchive, LogUnavailable."""
+    """Open Kafka, an archive, or both. Raises BadArgument, BadArchive, LogUnavailable.
+
+    `topics`: those of Kafka that are read, in the order in which their ends are looked up.
+    """
     if folder is None:
         if archive_only:
             raise BadArgument("--archive-only needs --archive DIR")
-        return LogSource(settings, codec)
+        return LogSource(settings, codec, topics)
     archived = ArchiveSource(folder)
     return (
         archived
         if archive_only
-        else Chained(archived, LogSource(settings, codec, DOWNSTREAM_FIRST, archived.ends))
+        else Chained(archived, LogSource(settings, codec, topics, archived.ends))
     )
 
 

@@ -1,4 +1,4 @@
-"""`fulgurite topics create`, `ledger` and `status`, on a real log and on none."""
+"""Commands that read the topics, on a real log, on an empty one and on none."""
 
 from __future__ import annotations
 
@@ -165,6 +165,49 @@ def test_from_no_topics_to_a_balanced_ledger_and_one_that_is_not(cli: Cli) -> No
     assert json.loads(done.stdout)["discrepancies"][0]["terms"] == ["stale", "trained"]
 
 
+PRICES = """
+currency = "EUR"
+
+[tokens.policy]
+input = 1_000_000
+output = 2_000_000
+
+[learner_per_hour]
+policy = 3600
+"""
+
+
+def test_costs_are_added_up_by_run_and_by_version(cli: Cli, tmp_path: Path) -> None:
+    cli("topics", "create")
+    empty = cli("cost")
+    assert (empty.returncode, "holds no call" in empty.stdout) == (0, True), empty.stderr
+    update = PolicyUpdate(
+        event_id="u", event_time=1, policy="policy", kind=UpdateKind.update, epoch=1, step=1, version="policy@1.1", learner_id="l",
+        trained_actions=2, metrics={"seconds/train": 5.0},
+    )  # fmt: skip
+    declared = make_declared(1, 2, run_id="run-a")
+    publish(cli.settings, [*group_events()[0], (AGENT_STATUS, declared), (POLICY_UPDATES, update)])
+    prices = tmp_path / "prices.toml"
+    prices.write_text(PRICES)
+    done = cli("cost", "--by", "version", "--prices", str(prices), "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    # Four calls of 2 prompt and 2 sampled tokens; the learner's five seconds are 5 EUR.
+    [version] = found["rows"]
+    assert (version["key"], version["calls"], version["prompt"]) == ("policy@1.1", 4, 8)
+    assert (version["trained"], version["discarded"]) == (4, {"no_reward": 4})
+    assert version["money"] == {"low": 29.0, "high": 29.0}
+    shown = cli("cost", "--prices", str(prices)).stdout
+    assert all(words in shown for words in ("run-a", "learner policy", "29.0000", "4 no_reward"))
+    archive = tmp_path / "archive"
+    assert cli("archive", str(archive)).returncode == 0
+    both = [
+        cli("cost", "--archive", str(archive), *more, "--json")
+        for more in ((), ("--archive-only",))
+    ]
+    assert [json.loads(one.stdout)["total"]["calls"] for one in both] == [4, 4]
+
+
 def test_rollouts_are_listed_exported_and_live_ones_told(cli: Cli, tmp_path: Path) -> None:
     cli("topics", "create")
     publish(cli.settings, group_events()[0])
@@ -290,6 +333,7 @@ def test_no_broker_is_said_plainly(cli: Cli, capfd: pytest.CaptureFixture[str]) 
         ("topics", "create"),
         ("status",),
         ("ledger",),
+        ("cost",),
         ("routes", "list"),
         ("rollouts", "list"),
         worker,

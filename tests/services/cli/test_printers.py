@@ -17,10 +17,12 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fulgurite.cost.prices import Money
+from fulgurite.cost.table import By, CostRow, CostTable
 from fulgurite.enums import StatusKind
 from fulgurite.failures import FailureKind
 from fulgurite.ledger.model import Account, Balance, Discrepancy
-from services.cli import dlq, errors, ledger, lineage, replay, rollouts, try_reward
+from services.cli import cost, dlq, errors, ledger, lineage, replay, rollouts, try_reward
 from services.cli.output import print_json
 from services.common.runtime import terminal
 from services.common.runtime.terminal import EscapingConsole
@@ -128,6 +130,12 @@ def show_lineage(console: EscapingConsole, text: str) -> None:
     )  # pyright: ignore[reportPrivateUsage]
 
 
+def show_costs(console: EscapingConsole, text: str) -> None:
+    row = CostRow(key=text, calls=1, discarded={text: 1}, money=Money())
+    table = CostTable(by=By.alias, currency=text, rows=(row, row), total=row, unpriced=(text,))
+    cost.show(table, console, 1)
+
+
 def show_run(console: EscapingConsole, text: str) -> None:
     watcher = TerminalWatcher(console, text)
     grant = Grant(text, 0, 0, "", "", "")
@@ -181,6 +189,7 @@ PRINTERS = [
     show_rollout,
     show_books,
     show_lineage,
+    show_costs,
     show_run,
     show_try,
     show_replay,

@@ -1,0 +1,1 @@
+"""What calls and training cost in tokens, seconds and money, computed from the log."""
