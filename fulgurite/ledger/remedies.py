@@ -49,3 +49,12 @@ REMEDIES: Mapping[FilterReason, str] = {
     FilterReason.frozen: "its policy is frozen: remove `frozen` in the run's file to train it",
 }
 """A remedy for every reason."""
+
+DRIFT_REMEDY = (
+    "two causes are likely. (1) The batch has old calls and each step changes the policy much: "
+    "lower batch.max_staleness to 1 or 2, so that old calls are skipped as stale after the "
+    "restart, and lower optimizer.lr or raise batch.groups. (2) The engine serves other weights, "
+    "or runs without `--logprobs-mode processed_logprobs`: check what it serves with `fulgurite "
+    "status`, and its options"
+)
+"""What to do when the engine's log-probabilities and the trainer's differ."""

@@ -41,6 +41,10 @@ COMMANDS = {
         "services.cli.cost:cost",
         "Add up tokens, learner time and money per run, version, alias or group.",
     ),
+    "diagnose": (
+        "services.cli.diagnose:diagnose",
+        "Say why a policy does not learn, and what to do; exit 3 if nothing is trained.",
+    ),
     "replay": (
         "services.cli.replay:replay",
         "Rebuild trajectories from the log with another reward function, credit rule or weights.",

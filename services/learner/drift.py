@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
+from fulgurite.ledger.remedies import DRIFT_REMEDY
 from services.common.runtime import logs
 from services.learner.config import DriftConfig
 from services.learner.errors import PolicyDrift
@@ -21,14 +22,6 @@ _AGES = (0, 1, 2, 4, 8, 16)
 AGE_CLASSES = ("0", "1", "2-3", "4-7", "8-15", "16+")
 """Their names."""
 _ALL = "all"
-
-_REMEDY = (
-    "Two causes are likely. (1) The batch has old calls and each step changes the policy much: "
-    "lower batch.max_staleness to 1 or 2, so that old calls are skipped as stale after the "
-    "restart, and lower optimizer.lr or raise batch.groups. (2) The engine serves other weights, "
-    "or runs without `--logprobs-mode processed_logprobs`: check what it serves with `fulgurite "
-    "status`, and its options"
-)
 
 logger = logs.get()
 
@@ -108,7 +101,7 @@ class Drift:
             raise PolicyDrift(
                 "the engine's log-probabilities of this batch and the trainer's disagree: k3 "
                 f"{k3:.4f} (drift.stop.k3 = {bounds.stop.k3:g}), effective sample size {ess:.3f} "
-                f"(drift.stop.ess = {bounds.stop.ess:g}); nothing was changed. {_REMEDY}",
+                f"(drift.stop.ess = {bounds.stop.ess:g}); nothing was changed: {DRIFT_REMEDY}",
                 k3=k3,
                 ess=ess,
             )

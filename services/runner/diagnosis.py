@@ -10,24 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from fulgurite.enums import EpisodeOutcome, FilterReason, Mode
-from fulgurite.ledger.remedies import REMEDIES
-from services.runner.learners import Learners
+from fulgurite.diagnosis.facts import TRAINED, WAITING, Facts
+from fulgurite.diagnosis.findings import lines_of
+from fulgurite.enums import EpisodeOutcome, Mode
+from fulgurite.learning.learners import Learners
 from services.runner.options import RunOptions
-from services.runner.outcomes import NO_LEARNER, NO_POLICY, TRAINED, WAITING, Outcomes
+from services.runner.outcomes import Outcomes
 from services.runner.scoreboard import Score, Scoreboard
 
-_REMEDIES = {
-    **{str(reason): words for reason, words in REMEDIES.items()},
-    NO_POLICY: "the model name is served by an upstream that is not trained: check "
-    "FULGURITE_ALIASES, and `--model` of `fulgurite run`",
-    NO_LEARNER: "no learner trains this policy: start one with this name in FULGURITE_POLICY, or "
-    "route the model name to a policy that is trained",
-}
 _TELLING = 8
 """Useless groups in a row before a warning, if earlier ones were useful: a default batch."""
-_KINDS = 3
-"""How many kinds of failures, errors and reasons are listed, the most frequent first."""
 
 
 class Diagnosis:
@@ -117,25 +109,7 @@ class Diagnosis:
             else f"the last {count}"
         )
         signal = "training signal" if self._trains else "measurement"
-        lines = [f"{which} gave no {signal}"]
-        failed = [score for score in scores if _has_failed(score)]
-        if failed:
-            kinds = _counted(str(score.failure or score.outcome) for score in failed)
-            lines.append(f"{len(failed)} of {len(scores)} rollouts failed: {kinds}")
-        unscored = [score for score in scores if score.reward is None]
-        if self._options.rewards and unscored:
-            errors = Counter(score.error or "no value" for score in unscored)
-            first = ", ".join(
-                f"{count} x {' '.join(error.split())[:200]}"
-                for error, count in errors.most_common(_KINDS)
-            )
-            lines.append(f"{len(unscored)} of {len(scores)} rollouts have no reward: {first}")
-        if not any(score.calls for score in scores):
-            lines.append(
-                "their agents made no call that was recorded: does the agent use OPENAI_BASE_URL "
-                "and OPENAI_API_KEY?"
-            )
-        return [*lines, *(self._untrained(groups, scores) if self._trains else ())]
+        return [f"{which} gave no {signal}", *lines_of(self._facts(groups, scores))]
 
     @property
     def _trains(self) -> bool:
@@ -152,69 +126,47 @@ class Diagnosis:
             scored or not self._options.rewards
         )
 
-    def _untrained(self, groups: Sequence[str], scores: Sequence[Score]) -> list[str]:
-        counted = self.actions(groups)
-        total = sum(counted.values())
-        if not total:
-            return []
-        listed = ", ".join(f"{count} {word}" for word, count in counted.most_common())
-        reasons = [word for word, _ in counted.most_common() if word not in (TRAINED, WAITING)][
-            :_KINDS
-        ]
-        explained = (
-            f"{word}{self._detail(word, scores)}: "
-            f"{_REMEDIES.get(word, 'see docs/reference/ledger.md')}"
-            for word in reasons
+    def _facts(self, groups: Sequence[str], scores: Sequence[Score]) -> Facts:
+        unscored = [score for score in scores if score.reward is None]
+        without = (p for p in self._outcomes.policies() if not self._learners.train(p))
+        rewards = {score.reward for score in scores if score.reward is not None}
+        return Facts(
+            rollouts=len(scores),
+            failures=Counter(
+                str(score.failure or score.outcome) for score in scores if _has_failed(score)
+            ),
+            unscored=len(unscored) if self._options.rewards else 0,
+            reward_errors=Counter(score.error or "no value" for score in unscored),
+            is_silent=not any(score.calls for score in scores),
+            actions=self.actions(groups) if self._trains else {},
+            rewards=tuple(rewards),
+            policies_without_learner=tuple(sorted(without)),
+            max_staleness=self._learners.config(self._policy).max_staleness,
         )
-        return [f"{counted[TRAINED]} of {total} actions trained: {listed}", *explained]
-
-    def _detail(self, word: str, scores: Sequence[Score]) -> str:
-        if word == FilterReason.no_signal:
-            values = {score.reward for score in scores if score.reward is not None}
-            return (
-                f" (all rewards are {values.pop():g})"
-                if len(values) == 1
-                else " (all rewards of each group are equal)"
-            )
-        if word == NO_LEARNER:
-            policies = [p for p in self._outcomes.policies() if not self._learners.train(p)]
-            return f" ({', '.join(sorted(policies))})"
-        return ""
 
     def _stalled(self, ended: int) -> list[str]:
         """What the first group waits for, once agents have ended."""
         if not ended:
             return []
-        unpaid = self._board.unpaid()
-        unclosed = ended - self._board.closed()
-        lines: list[str] = []
-        if unclosed > 0:
-            lines.append(
-                f"{unclosed} rollouts have ended and have no episode yet: is the aggregator "
-                "running? See `fulgurite status`."
+        return lines_of(
+            Facts(
+                without_episode=max(0, ended - self._board.closed()),
+                without_reward=self._board.unpaid(),
             )
-        if unpaid:
-            lines.append(
-                f"{unpaid} rollouts have ended and wait for a reward. A function that returns None "
-                "gives no reward; the group then waits until its deadline."
-            )
-        return lines
+        )
 
     def _oversized(self) -> list[str]:
-        count, total = self._outcomes.oversized()
-        if not self._trains or not count:
+        if not self._trains:
             return []
-        limit = self._learners.config(self._policy).max_row_tokens
-        return [
-            f"{count} of {total} rollouts have rows longer than batch.max_row_tokens = {limit}, "
-            "which are not trained (oversized): raise it for the learner, or keep conversations "
-            "shorter"
-        ]
+        count, total = self._outcomes.oversized()
+        return lines_of(
+            Facts(
+                oversized_rollouts=count,
+                rollouts_with_actions=total,
+                max_row_tokens=self._learners.config(self._policy).max_row_tokens,
+            )
+        )
 
 
 def _has_failed(score: Score) -> bool:
     return score.closed and score.outcome is not EpisodeOutcome.finished
-
-
-def _counted(words: Iterable[str]) -> str:
-    return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common(_KINDS))

@@ -11,27 +11,19 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fulgurite.enums import FilterReason, LedgerTerm
+from fulgurite.diagnosis.facts import NO_LEARNER, NO_POLICY, WAITING
+from fulgurite.enums import FilterReason
 from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.errors import FulguriteError
 from fulgurite.events import Episode, LedgerEntry
 from fulgurite.failures import FailureAction
 from fulgurite.groups.rewards import has_spread
 from fulgurite.ids import action_id
-from fulgurite.learning.batching import LEARNER
-from fulgurite.learning.offline import OFFLINE
+from fulgurite.learning.learners import Learners
+from fulgurite.ledger.outcomes import ActionOutcomes, word_of
 from fulgurite.tokens import token_count
 from fulgurite.trajectories.building import build_trajectories
-from services.runner.learners import Learners
 from services.runner.scoreboard import Score
-
-TRAINED = "trained"
-WAITING = "waiting"
-"""The action waits for its reward or for the learner."""
-NO_POLICY = "no_policy"
-"""The alias is served by an upstream that is not trained."""
-NO_LEARNER = "no_learner"
-"""No learner trains the action's policy."""
 
 _RULES = FailureRules()
 
@@ -54,8 +46,7 @@ class Outcomes:
         self._rewarded = rewarded
         self._actions: defaultdict[str, dict[str, dict[str, _Expected]]] = defaultdict(dict)
         """By group and attempt."""
-        self._learned: defaultdict[str, dict[str, str]] = defaultdict(dict)
-        self._left: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        self._ledger = ActionOutcomes()
 
     def on_episode(self, episode: Episode) -> None:
         """Add the actions of an attempt that has ended."""
@@ -79,18 +70,8 @@ class Outcomes:
         }
 
     def on_ledger(self, entry: LedgerEntry) -> None:
-        """Add outcomes of actions. A learner's entry wins over one of a closing; offline training
-        decides nothing.
-        """
-        if entry.source == OFFLINE:
-            return
-        outcome = (
-            str(entry.reason or entry.term)
-            if entry.term is LedgerTerm.filtered
-            else str(entry.term)
-        )
-        known = self._learned if entry.source == LEARNER else self._left
-        known[entry.group_id].update(dict.fromkeys(entry.actions, outcome))
+        """Add outcomes of actions; see ActionOutcomes."""
+        self._ledger.add(entry)
 
     def of_group(self, group_id: str, scores: Sequence[Score]) -> Counter[str]:
         """Count the actions of a group by outcome: trained, waiting, or the reason of a filter."""
@@ -100,9 +81,13 @@ class Outcomes:
         for attempt, actions in self._actions[group_id].items():
             score = by_rollout.get(attempt.rpartition("/")[0])
             for action, expected in actions.items():
-                known = self._learned[group_id].get(action) or self._left[group_id].get(action)
+                known = self._ledger.of(action)
                 counted[
-                    known or (self._predicted(score, expected, of_all) if score else WAITING)
+                    word_of(known)
+                    if known
+                    else self._predicted(score, expected, of_all)
+                    if score
+                    else WAITING
                 ] += 1
         return counted
 

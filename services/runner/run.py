@@ -19,9 +19,12 @@ from typing import Any, Protocol
 
 import msgspec
 
+from fulgurite.diagnosis.facts import Facts, LearnerFacts
+from fulgurite.diagnosis.findings import lines_of
 from fulgurite.enums import ApplyOutcome, FilterReason, Mode
 from fulgurite.events import AgentReward, Episode, Event, LedgerEntry, PolicyApplied, PolicyUpdate
 from fulgurite.learning.intervals import Estimate
+from fulgurite.learning.learners import Learners
 from fulgurite.ledger.remedies import REMEDIES
 from fulgurite.topics import (
     AGENT_REWARDS,
@@ -45,7 +48,6 @@ from services.runner.errors import GaveUp, RunnerError
 from services.runner.expert import Expert
 from services.runner.feed import Feed
 from services.runner.gateway_client import GatewayClient, Group
-from services.runner.learners import Learners
 from services.runner.options import (
     JUDGE,
     RunOptions,
@@ -71,8 +73,6 @@ _STALLED_S = 60.0
 """No warning of missing rewards before this. On a busy machine a reward worker needs 20 to 40 s to
 load its function.
 """
-_LEARNER_SILENT_S = 180.0
-"""Longer than a default batch.max_wait_s and a step together."""
 _NO_LEARNER_S = 60.0
 """Until then a learner may still be loading its model."""
 
@@ -361,13 +361,17 @@ class Run:
             or self.diagnosis.done < self.groups
         ):
             self._settled = (self.pace.settled, self.seconds)
-        waited = self.seconds - self._settled[1]
-        if waited < _LEARNER_SILENT_S:
-            return []
-        return [
-            f"{self.pace.ahead} groups have waited {waited:.0f} s for the learner: is it running? "
-            "See `fulgurite status`."
-        ]
+        return lines_of(
+            Facts(
+                learners=(
+                    LearnerFacts(
+                        policy=self._settings.policy,
+                        waiting_groups=self.pace.ahead,
+                        waited_s=self.seconds - self._settled[1],
+                    ),
+                )
+            )
+        )
 
     def _give_up_if_useless(self) -> None:
         """Raise GaveUp if the last groups were useless, or awaited versions cannot come."""

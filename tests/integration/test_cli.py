@@ -208,6 +208,34 @@ def test_costs_are_added_up_by_run_and_by_version(cli: Cli, tmp_path: Path) -> N
     assert [json.loads(one.stdout)["total"]["calls"] for one in both] == [4, 4]
 
 
+def test_a_run_without_signal_is_diagnosed(cli: Cli) -> None:
+    cli("topics", "create")
+    empty = cli("diagnose")
+    assert (empty.returncode, "no rollout was recorded since 24h" in empty.stderr) == (1, True)
+    publish(cli.settings, [(AGENT_STATUS, make_declared(1, 2, run_id="run-a"))])
+    publish(cli.settings, group_events()[0][:-1])
+    unknown = cli("diagnose", "run-b")
+    assert unknown.returncode == 1
+    assert "no group of the run 'run-b'" in unknown.stderr
+    done = cli("diagnose", "run-a", "--json")
+    assert done.returncode == 3, done.stderr
+    found = json.loads(done.stdout)
+    assert found["facts"]["actions"] == {"no_reward": 2, "no_baseline": 2}
+    names = [finding["name"] for finding in found["findings"]]
+    assert names == [
+        "without_signal",
+        "reward_errors",
+        "untrained_actions",
+        "no_baseline",
+        "no_reward",
+        "broken_prefixes",
+    ]
+    publish(cli.settings, group_events()[0][-1:])
+    everything = cli("diagnose", "--since", "7d")
+    assert everything.returncode == 0, everything.stderr
+    assert "2 of 4 actions trained" in everything.stdout
+
+
 def test_rollouts_are_listed_exported_and_live_ones_told(cli: Cli, tmp_path: Path) -> None:
     cli("topics", "create")
     publish(cli.settings, group_events()[0])
@@ -334,6 +362,7 @@ def test_no_broker_is_said_plainly(cli: Cli, capfd: pytest.CaptureFixture[str]) 
         ("status",),
         ("ledger",),
         ("cost",),
+        ("diagnose",),
         ("routes", "list"),
         ("rollouts", "list"),
         worker,

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 
 from fulgurite.cost.prices import Money
 from fulgurite.cost.table import By, CostRow, CostTable
-from fulgurite.enums import StatusKind
+from fulgurite.diagnosis.facts import BrokenPrefix, Facts
+from fulgurite.diagnosis.findings import find
+from fulgurite.enums import PrefixBreak, StatusKind
 from fulgurite.failures import FailureKind
 from fulgurite.ledger.model import Account, Balance, Discrepancy
-from services.cli import cost, dlq, errors, ledger, lineage, replay, rollouts, try_reward
+from services.cli import cost, diagnose, dlq, errors, ledger, lineage, replay, rollouts, try_reward
 from services.cli.output import print_json
 from services.common.runtime import terminal
 from services.common.runtime.terminal import EscapingConsole
@@ -136,6 +138,17 @@ def show_costs(console: EscapingConsole, text: str) -> None:
     cost.show(table, console, 1)
 
 
+def show_diagnosis(console: EscapingConsole, text: str) -> None:
+    broken = BrokenPrefix(
+        kind=PrefixBreak.rewritten, rows=1, rollout_id=text, call_id=text, shared_tokens=1
+    )
+    facts = Facts(
+        rollouts=1, unscored=1, failures={text: 1}, reward_errors={text: 1}, actions={text: 1}, one_valued={text: 1.0},
+        broken_prefixes=(broken,),
+    )  # fmt: skip
+    diagnose.show(facts, find(facts), console)
+
+
 def show_run(console: EscapingConsole, text: str) -> None:
     watcher = TerminalWatcher(console, text)
     grant = Grant(text, 0, 0, "", "", "")
@@ -190,6 +203,7 @@ PRINTERS = [
     show_books,
     show_lineage,
     show_costs,
+    show_diagnosis,
     show_run,
     show_try,
     show_replay,

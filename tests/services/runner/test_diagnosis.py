@@ -17,9 +17,9 @@ from fulgurite.enums import FilterReason, LedgerTerm, Mode, StatusKind, UpdateKi
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentReward, Episode, LedgerEntry, PolicyUpdate, Sampling
 from fulgurite.failures import FailureKind
+from fulgurite.learning.learners import Learners
 from fulgurite.trajectories.building import successful_actions
 from services.runner.diagnosis import Diagnosis
-from services.runner.learners import Learners
 from services.runner.options import RunOptions
 from services.runner.outcomes import Outcomes
 from services.runner.scoreboard import Scoreboard
@@ -264,22 +264,3 @@ def test_versions_that_cannot_come_are_told() -> None:
     idle.learners = idle.diagnosis._learners = Learners()  # pyright: ignore[reportPrivateUsage]
     idle.group(1, (0.0, 1.0))
     assert idle.diagnosis.waits_in_vain() == "no learner has claimed the policy 'policy': start one"
-
-
-def test_learners_are_known_by_their_claims() -> None:
-    learners = Learners()
-    learners.on_update(claim("replayed", topic="trajectories.v2"))
-    learners.on_update(msgspec.structs.replace(claim("tuned"), offline_method="sft"))
-    learners.on_update(msgspec.structs.replace(claim("odd"), config="{not json"))
-    learners.on_update(claim("ours", max_row_tokens=7))
-    assert [learners.train(policy) for policy in ("replayed", "tuned", "odd", "ours", "other")] == [
-        False,
-        False,
-        True,
-        True,
-        False,
-    ]
-    assert (learners.config("odd").max_row_tokens, learners.config("ours").max_row_tokens) == (
-        None,
-        7,
-    )

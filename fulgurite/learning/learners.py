@@ -1,4 +1,4 @@
-"""Keeps the settings of learners, from their claims in `policy.updates`. No I/O."""
+"""Keeps the settings of learners, from their claims in `policy.updates`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,34 @@ from fulgurite.events import PolicyUpdate
 from fulgurite.learning.relabel import learns_elsewhere
 
 
+class DriftBounds(msgspec.Struct, frozen=True):
+    """The bounds beyond which a learner warns; None where its claim has none."""
+
+    k3: float | None = None
+    ess: float | None = None
+
+
 class LearnerConfig(msgspec.Struct, frozen=True):
-    """The keys of the learner's run that a runner needs; None where its claim has none."""
+    """Keys of a learner's run that others need; None where its claim has none."""
 
     groups: int | None = None
     """None if a batch is whole by its tokens."""
     max_row_tokens: int | None = None
     max_wait_s: float | None = None
     wait: str | None = None
+    max_staleness: int | None = None
+    baseline: str | None = None
+
+
+class _Drift(msgspec.Struct, frozen=True):
+    alarm: DriftBounds = DriftBounds()
 
 
 class _Claim(msgspec.Struct, frozen=True):
     """What a claim tells of a run; earlier releases wrote settings by other names."""
 
     batch: LearnerConfig = LearnerConfig()
+    drift: _Drift = _Drift()
     groups_per_step: int | None = None
     max_row_tokens: int | None = None
     max_wait_s: float | None = None
@@ -32,30 +46,34 @@ class Learners:
     """The learners that have claimed a policy."""
 
     def __init__(self) -> None:
-        self._configs: dict[str, LearnerConfig] = {}
+        self._claims: dict[str, _Claim] = {}
 
     def on_update(self, update: PolicyUpdate) -> None:
         """Apply an event of `policy.updates`. Replays and offline training do not count."""
         is_live = update.offline_method is None and not learns_elsewhere(update)
         if update.kind is UpdateKind.claim and is_live:
-            self._configs[update.policy] = _config(update.config)
+            self._claims[update.policy] = _parse(update.config)
 
     def train(self, policy: str) -> bool:
         """Whether a learner has ever claimed this policy."""
-        return policy in self._configs
+        return policy in self._claims
 
     def config(self, policy: str) -> LearnerConfig:
         """Return the settings of the last learner of a policy."""
-        return self._configs.get(policy, LearnerConfig())
+        claim = self._claims.get(policy, _Claim())
+        if claim.batch.wait == "tokens":
+            return msgspec.structs.replace(claim.batch, groups=None)
+        if claim.batch != LearnerConfig():
+            return claim.batch
+        return LearnerConfig(claim.groups_per_step, claim.max_row_tokens, claim.max_wait_s)
+
+    def alarm(self, policy: str) -> DriftBounds:
+        """Return the bounds of drift at which the last learner of a policy warns."""
+        return self._claims.get(policy, _Claim()).drift.alarm
 
 
-def _config(text: str | None) -> LearnerConfig:
+def _parse(text: str | None) -> _Claim:
     try:
-        claim = msgspec.json.decode(text or "{}", type=_Claim)
+        return msgspec.json.decode(text or "{}", type=_Claim)
     except (msgspec.DecodeError, UnicodeError):
-        return LearnerConfig()
-    if claim.batch.wait == "tokens":
-        return msgspec.structs.replace(claim.batch, groups=None)
-    if claim.batch != LearnerConfig():
-        return claim.batch
-    return LearnerConfig(claim.groups_per_step, claim.max_row_tokens, claim.max_wait_s)
+        return _Claim()
