@@ -69,9 +69,9 @@ REWARD_GRACE_S = 60.0
 _TICK_S = 0.05
 _WATCH_S = 1.0
 _WARN_EVERY_S = 15.0
-_STALLED_S = 60.0
+_STALLED_S = 45.0
 """No warning of missing rewards before this. On a busy machine a reward worker needs 20 to 40 s to
-load its function.
+load its function. With `_WARN_EVERY_S`, the first warning comes within a minute.
 """
 _NO_LEARNER_S = 60.0
 """Until then a learner may still be loading its model."""
@@ -104,7 +104,7 @@ class Summary(msgspec.Struct, frozen=True):
     interrupted: bool
     """Whether it was stopped."""
     warnings: list[str]
-    """What is wrong with its last groups."""
+    """What is wrong with its last groups, and what they wait for."""
     reward: Estimate | None
     components: dict[str, float]
     """Means of the named rewards, if there are several."""
@@ -346,12 +346,15 @@ class Run:
 
     def _warn(self) -> None:
         """Give each warning once, even if its numbers change."""
-        ended = self.ended if self.seconds > _STALLED_S else 0
-        lines = [*self.diagnosis.warnings(ended), *self._waits_for_learner()]
-        new = [line for line in lines if without_numbers(line) not in self._warned]
+        new = [line for line in self._warnings() if without_numbers(line) not in self._warned]
         self._warned.update(map(without_numbers, new))
         if new:
             self._watcher.on_warning("\n".join(new))
+
+    def _warnings(self) -> list[str]:
+        """What is wrong now."""
+        ended = self.ended if self.seconds > _STALLED_S else 0
+        return [*self.diagnosis.warnings(ended), *self._waits_for_learner()]
 
     def _waits_for_learner(self) -> list[str]:
         """Warn if no group was settled for long, and no more can be started."""
@@ -582,7 +585,7 @@ class Run:
             actions=dict(self.diagnosis.actions()) if self.options.mode is Mode.train else {},
             problem=None if interrupted else self._problem(),
             interrupted=interrupted,
-            warnings=self.diagnosis.warnings(0),
+            warnings=self._warnings(),
             run_id=self.options.run_id,
             mode=self.options.mode.value,
             groups=self.groups,

@@ -78,3 +78,20 @@ def test_a_learner_that_has_stopped_is_told_once() -> None:
         (False, True),
     ]
     assert "drift.stop" in said[0]
+
+
+def test_a_run_that_is_stopped_tells_what_it_waited_for() -> None:
+    run = Run(
+        RunOptions(
+            tasks=Path("t"), command=("agent",), run_id="r", rewards={"reward": "builtin:f1"}
+        ),
+        RunnerSettings(policy="policy"),
+        KafkaSettings(),
+        JsonWatcher(lambda _: None),
+    )
+    run.board.expect(group_id(0), rollout_id(0, 0))
+    run.ended = 1
+    assert run.summary(interrupted=True).warnings == [], "it may still come"
+    run.began -= 60
+    [warning] = run.summary(interrupted=True).warnings
+    assert "1 rollouts have ended and have no episode yet: is the aggregator running?" in warning
