@@ -6,7 +6,6 @@ Each function yields what is wrong, with its figures, and what to do about it. T
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
@@ -116,7 +115,7 @@ def reward_errors(facts: Facts) -> Iterator[Finding]:
     if facts.unscored:
         errors = ", ".join(
             f"{count} x {' '.join(error.split())[:_ERROR_LENGTH]}"
-            for error, count in Counter(facts.reward_errors).most_common(_KINDS)
+            for error, count in _ranked(facts.reward_errors)[:_KINDS]
         )
         yield Finding(
             name="reward_errors",
@@ -137,26 +136,25 @@ def silent_agents(facts: Facts) -> Iterator[Finding]:
 
 def untrained_actions(facts: Facts) -> Iterator[Finding]:
     """How many actions were trained, and the reasons of the others with a remedy each."""
-    total, counted = sum(facts.actions.values()), Counter(facts.actions)
-    reasons = [
-        word
-        for word, count in counted.most_common()
-        if word not in _EXPECTED and count >= _FEW * total
-    ]
-    if not reasons and (counted[TRAINED] or not total):
+    total, trained = sum(facts.actions.values()), facts.actions.get(TRAINED, 0)
+    ranked = _ranked(facts.actions)
+    reasons = {
+        word: count for word, count in ranked if word not in _EXPECTED and count >= _FEW * total
+    }
+    if not reasons and (trained or not total):
         return
-    listed = ", ".join(f"{count} {word}" for word, count in counted.most_common())
+    listed = ", ".join(f"{count} {word}" for word, count in ranked)
     yield Finding(
         name="untrained_actions",
-        what=f"{counted[TRAINED]} of {total} actions trained: {listed}",
-        figures={"trained": counted[TRAINED], "actions": total},
+        what=f"{trained} of {total} actions trained: {listed}",
+        figures={"trained": trained, "actions": total},
     )
-    for word in reasons:
+    for word, count in reasons.items():
         yield Finding(
             name=word,
             what=f"{word}{_detail(word, facts)}",
             remedy=_REMEDIES.get(word, "see docs/reference/ledger.md"),
-            figures={"actions": counted[word]},
+            figures={"actions": count},
         )
 
 
@@ -338,7 +336,12 @@ def _detail(word: str, facts: Facts) -> str:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {word}" for word, count in Counter(counts).most_common(_KINDS))
+    return ", ".join(f"{count} {word}" for word, count in _ranked(counts)[:_KINDS])
+
+
+def _ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The most frequent first, equally frequent ones by name."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _shown(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import pytest
@@ -23,10 +23,10 @@ PRICES = parse_prices(
 )
 
 
-def update(step: int, at: int = 5_000, **metrics: float) -> PolicyUpdate:
+def update(step: int, metrics: Mapping[str, float] | None = None, at: int = 5_000) -> PolicyUpdate:
     return PolicyUpdate(
         event_id=f"update{step}", event_time=at, policy="policy", kind=UpdateKind.update, epoch=1, step=step,
-        version=f"policy@1.{step}", learner_id="l", trained_actions=1, metrics=metrics,
+        version=f"policy@1.{step}", learner_id="l", trained_actions=1, metrics=dict(metrics or {}),
     )  # fmt: skip
 
 
@@ -108,9 +108,9 @@ def test_a_version_has_the_calls_behind_it_and_the_time_of_its_learner() -> None
         By.version,
         updates=[
             None,
-            update(10, at=5_000, **{"seconds/train": 3.0, "seconds/wait": 1.0, "k3": 9.0}),
+            update(10, {"seconds/train": 3.0, "seconds/wait": 1.0, "k3": 9.0}),
             update(9),
-            update(10, at=6_000, **{"seconds/train": 3.0}),
+            update(10, {"seconds/train": 3.0}, at=6_000),
             msgspec.structs.replace(update(11), kind=UpdateKind.claim, version=None),
         ],
         ledger=[
@@ -132,7 +132,7 @@ def test_a_version_has_the_calls_behind_it_and_the_time_of_its_learner() -> None
 
 
 def test_elsewhere_the_learners_time_is_a_row_of_its_own_from_a_time_on() -> None:
-    updates = [update(1, at=10, **{"seconds/train": 5.0}), update(2, **{"seconds/train": 7.0})]
+    updates = [update(1, {"seconds/train": 5.0}, at=10), update(2, {"seconds/train": 7.0})]
     sources = CostSources(updates=updates, dead_letters=(), ledger=(), statuses=(), calls=())
     found = cost_table(sources, CODEC.decode, By.alias, None, since_ms=11)
     assert [(row.key, row.learner_seconds, row.money) for row in found.rows] == [

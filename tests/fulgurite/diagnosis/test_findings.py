@@ -81,6 +81,13 @@ def test_actions_that_all_wait_are_said_to_be_untrained() -> None:
     assert lines_of(Facts(actions={"waiting": 5})) == ["0 of 5 actions trained: 5 waiting"]
 
 
+def test_equally_frequent_reasons_have_one_order() -> None:
+    counts = {"stale": 2, "late": 2, "truncated": 3}
+    given = [counts, dict(reversed(counts.items()))]
+    names = [[finding.name for finding in find(Facts(actions=actions))] for actions in given]
+    assert names == [["untrained_actions", "truncated", "late", "stale"]] * 2
+
+
 def test_cut_answers_are_named_once() -> None:
     facts = Facts(answers=10, cut_answers=10, actions={"truncated": 10})
     assert [finding.name for finding in find(facts)] == ["untrained_actions", "truncated"]
