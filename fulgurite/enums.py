@@ -31,7 +31,9 @@ class Identity(StrEnum):
     header = "header"
     """`x-fulgurite-rollout`."""
     inferred = "inferred"
-    """Recognised by the hash chain of the message prefix."""
+    """Recognised by the session that the agent names of itself, or by the hash chain of the message
+    prefix.
+    """
 
 
 class CallOutcome(StrEnum):
@@ -154,6 +156,8 @@ class FilterReason(StrEnum):
     """Engine and trainer disagreed too much on its batch; no step was made."""
     collapsed = "collapsed"
     """The policy's entropy was too low on its batch; no step was made."""
+    excluded = "excluded"
+    """A rule says that its call is no part of the task."""
 
 
 class LedgerTerm(StrEnum):

@@ -156,3 +156,5 @@ class LlmCall(Event, frozen=True, kw_only=True):
     """Long texts of request, response and messages that are stored elsewhere, each once;
     `fulgurite:claim:SHA256:BYTES` replaces them (fulgurite/calls/claim_checks.py).
     """
+    parent_agent: str | None = None
+    """The agent that started this one, as the agent names it; null where none is named."""

@@ -47,6 +47,8 @@ REMEDIES: Mapping[FilterReason, str] = {
     FilterReason.collapsed: "the policy's entropy was below algorithm.entropy_stop_below, so no "
     "step was made and the learner stopped: its log says what to do",
     FilterReason.frozen: "its policy is frozen: remove `frozen` in the run's file to train it",
+    FilterReason.excluded: "a rule of FULGURITE_REWARDER_EXCLUDED_CALLS matches its call: "
+    "`fulgurite replay --exclude` tries other rules",
 }
 """A remedy for every reason."""
 
