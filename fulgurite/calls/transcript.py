@@ -15,6 +15,7 @@ from fulgurite.untrusted_json import Json, mapping, mappings, parsed
 
 _TEXTS = ("text", "input_text", "output_text")
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
+_SYSTEM = ("system", "developer")
 
 
 def messages_of(call: LlmCall) -> list[Json]:
@@ -40,6 +41,24 @@ def messages_in(body: Json, api: str) -> list[Json]:
             part for message in messages for part in _of_blocks(message)
         ]
     return messages
+
+
+def is_system(message: Json) -> bool:
+    """Whether it instructs the model, rather than being said in the conversation."""
+    return message.get("role") in _SYSTEM
+
+
+def system_prompt(messages: list[Json]) -> str:
+    """The texts of all system messages, joined by line ends."""
+    return "\n".join(text_of(message) for message in messages if is_system(message))
+
+
+def text_of(message: Json) -> str:
+    """The text of a message, whose content may be a list of parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text", "")) for part in mappings(content))
 
 
 def answer_of(choice: Choice) -> Json | None:

@@ -1,5 +1,5 @@
-"""Decides what training does with a failed episode, by its kind of failure, and with policies that
-are not trained at all.
+"""Decides what training does with a failed episode, by its kind of failure, and names what is not
+trained at all: policies, and calls that are no part of the task.
 
 By default, failures that the policy did not cause (exogenous kinds) are dropped, others are
 trained, and an unknown kind is masked. For `truncated`, `mask` masks only the cut answers, in any
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from fulgurite.episodes.exclusions import ExclusionRule
 from fulgurite.failures import EXOGENOUS, FailureAction, FailureKind
 
 
@@ -42,6 +43,8 @@ class FailureRules(msgspec.Struct, frozen=True, kw_only=True):
     frozen: frozenset[str] = frozenset()
     """Policies that no learner trains. Their actions are filtered when the group is closed; their
     episodes' rewards are compared like others."""
+    exclusions: tuple[ExclusionRule, ...] = ()
+    """Calls that are no part of their episode's task."""
 
     def __post_init__(self) -> None:
         for kind, policy in self.policies.items():

@@ -3,19 +3,22 @@
 Deterministic: the same episodes and rewards, in any order, give the same events with the same ids
 (`fulgurite.groups.group_revisions`). Every member has rows or a tombstone with a reason. Every
 successful train-mode action carries loss in exactly one row, or is `filtered` with a reason in a
-ledger entry. Actions of a frozen policy are in a row and `filtered(frozen)`; the learner accounts
-for others with a `mask`. Ledger entries are written first, so a group whose rows are complete in
-the log has all its entries too. When an episode or a reward comes late, the whole group is closed
+ledger entry. Actions of an excluded call (`fulgurite.episodes.exclusions`) are
+`filtered(excluded)`, whatever became of its episode; the rest is closed as if the call had not been
+made. Actions of a frozen policy are in a row and `filtered(frozen)`; the learner accounts for
+others with a `mask`. Ledger entries are written first, so a group whose rows are complete in the
+log has all its entries too. When an episode or a reward comes late, the whole group is closed
 again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
 from fulgurite.enums import FilterReason, LedgerTerm, Mode
+from fulgurite.episodes.exclusions import find_excluded_calls
 from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.events import (
     Action,
@@ -93,7 +96,7 @@ def awaits_rewards(
 ) -> bool:
     """Whether any final attempt lacks a reward that it waits for.
 
-    An attempt that is dropped or penalised, or has no successful call, waits for none.
+    An attempt that is dropped or penalised, or has no successful call of its task, waits for none.
     """
     return any(
         _wants_reward(member.final, rules or FailureRules())
@@ -125,8 +128,20 @@ def close_group(
 
 
 def _wants_reward(episode: Episode, rules: FailureRules) -> bool:
-    acted = any(successful_actions(call) for call in episode.calls)
-    return acted and rules.action_for(episode.failure) in (FailureAction.train, FailureAction.mask)
+    if rules.action_for(episode.failure) not in (FailureAction.train, FailureAction.mask):
+        return False
+    excluded = find_excluded_calls(episode.calls, rules.exclusions)
+    return _reason_without_actions(episode, excluded) is None
+
+
+def _reason_without_actions(episode: Episode, excluded: Collection[str]) -> FilterReason | None:
+    """Why an episode has no action of its task: no successful call at all, or only excluded ones;
+    None if it has one.
+    """
+    acted = [call.call_id for call in episode.calls if successful_actions(call)]
+    if not acted:
+        return FilterReason.missing
+    return FilterReason.excluded if all(call in excluded for call in acted) else None
 
 
 class _Closing:
@@ -151,6 +166,10 @@ class _Closing:
             else next((c.policy for e in episodes for c in e.calls if c.policy), None)
         )
         self.members = members(declaration, episodes)
+        self.excluded = {
+            episode.episode_id: find_excluded_calls(episode.calls, rules.exclusions)
+            for episode in episodes
+        }
         finals = [member.final for member in self.members if member.final is not None]
         used = {episode.rollout_id: counted(episode, rewards) for episode in finals}
         self.combined = {
@@ -205,8 +224,9 @@ class _Closing:
     ) -> EpisodeRewards | FilterReason:
         """The combined rewards of an episode, or why it gets a tombstone."""
         action = self.rules.action_for(episode.failure)
-        if not any(successful_actions(call) for call in episode.calls):
-            return FilterReason.missing
+        reason = _reason_without_actions(episode, self.excluded[episode.episode_id])
+        if reason is not None:
+            return reason
         if action in (FailureAction.drop, FailureAction.retry):
             return FilterReason.failure_dropped
         if action is FailureAction.penalise:
@@ -312,8 +332,13 @@ class _Closing:
         )
 
     def _lose(self, episode: Episode, reason: FilterReason) -> None:
+        excluded = self.excluded[episode.episode_id]
         self.lost.extend(
-            LostAction(action=action, policy=call.policy, reason=reason)
+            LostAction(
+                action=action,
+                policy=call.policy,
+                reason=FilterReason.excluded if call.call_id in excluded else reason,
+            )
             for call in episode.calls
             for action in successful_actions(call)
         )

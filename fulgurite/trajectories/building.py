@@ -6,9 +6,10 @@ A call whose prompt begins with all tokens of a row (prompt and answer, end-of-t
 extends the row; the tokens between are context without loss. A call that shares a row up to one of
 its actions branches off it; any other call opens a row with a typed break. Sibling choices are
 branches. An action carries loss in the first row that has it, and is context in the others. Choices
-without token ids or log-probabilities, and those of retried calls
-(`fulgurite.trajectories.retried_calls`), are in no row; they are returned with the reason, so that
-every successful action is accounted for.
+without token ids or log-probabilities, those of retried calls
+(`fulgurite.trajectories.retried_calls`) and of excluded ones (`fulgurite.episodes.exclusions`) are
+in no row; they are returned with the reason, so that every successful action is accounted for. The
+other rows are those of an episode without excluded calls.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import msgspec
 
 from fulgurite.enums import CallOutcome, FilterReason, LogprobsMode, PrefixBreak
 from fulgurite.episodes.episode_deltas import EpisodeCalls
+from fulgurite.episodes.exclusions import find_excluded_calls
 from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.events import Action, Choice, Episode, EventStruct, LlmCall, Sampling, Trajectory
 from fulgurite.ids import action_id
@@ -93,16 +95,19 @@ def build_trajectories(episode: Episode, rules: FailureRules | None = None) -> B
 
     Every successful action carries loss in one row, or is left out with a reason.
     """
-    calls = EpisodeCalls(episode.calls)
-    builder = _TrajectoryBuilder(calls, rules or FailureRules())
+    calls, rules = EpisodeCalls(episode.calls), rules or FailureRules()
+    builder = _TrajectoryBuilder(calls, rules)
     left_out: list[LostAction] = []
-    retried = find_retried_calls(calls)
+    excluded = find_excluded_calls(episode.calls, rules.exclusions)
+    retried = find_retried_calls(calls, excluded)
     for index, call in enumerate(episode.calls):
         if call.outcome is not CallOutcome.success:
             continue
         prompt = calls.prompts[index]
         for choice in call.choices:
-            if call.call_id in retried:
+            if call.call_id in excluded:
+                reason = FilterReason.excluded
+            elif call.call_id in retried:
                 reason = FilterReason.superseded
             elif prompt is None or not _has_tokens(choice):
                 reason = FilterReason.no_tokens

@@ -13,7 +13,7 @@ on no sibling, or on all of them, none counts as retried.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from fulgurite.enums import CallOutcome
 from fulgurite.episodes.episode_deltas import EpisodeCalls
@@ -21,12 +21,18 @@ from fulgurite.events import LlmCall
 from fulgurite.trajectories.prefix_breaks import continues
 
 
-def find_retried_calls(calls: EpisodeCalls) -> frozenset[str]:
-    """Ids of the retried calls of an attempt, whose calls may be in any order."""
+def find_retried_calls(calls: EpisodeCalls, ignored: Collection[str] = ()) -> frozenset[str]:
+    """Ids of the retried calls of an attempt, whose calls may be in any order.
+
+    `ignored`: ids of calls that count for nothing.
+    """
     found: set[str] = set()
-    for siblings in _siblings(calls):
+    for siblings in _siblings(calls, ignored):
         used = {
-            call.call_id: any(_builds(other, call) for other in calls.expanded) for call in siblings
+            call.call_id: any(
+                _builds(other, call) for other in calls.expanded if other.call_id not in ignored
+            )
+            for call in siblings
         }
         found |= {
             call.call_id
@@ -39,11 +45,12 @@ def find_retried_calls(calls: EpisodeCalls) -> frozenset[str]:
     return frozenset(found)
 
 
-def _siblings(calls: EpisodeCalls) -> Iterator[list[LlmCall]]:
+def _siblings(calls: EpisodeCalls, ignored: Collection[str]) -> Iterator[list[LlmCall]]:
     """Yield groups of two or more successful calls with one answer and the same prompt."""
     asked: dict[tuple[str, str | None, int], list[int]] = {}
     for index, (call, prompt) in enumerate(zip(calls.calls, calls.prompts, strict=True)):
-        if prompt and call.outcome is CallOutcome.success and len(call.choices) == 1:
+        is_sibling = prompt and call.outcome is CallOutcome.success and len(call.choices) == 1
+        if is_sibling and call.call_id not in ignored:
             # By length first: most prompts differ in length, and hashing them would be slow.
             asked.setdefault((call.agent, call.policy, len(prompt)), []).append(index)
     for indices in asked.values():

@@ -136,9 +136,9 @@ def _maker(
     """Return a function that makes the lines or rows of a group."""
     match form:
         case Format.sft:
-            return lambda group: sft([group], filters)
+            return lambda group: sft([group], filters, settings)
         case Format.dpo:
-            return lambda group: dpo([group], filters, margin)
+            return lambda group: dpo([group], filters, settings, margin)
         case Format.transitions:
             return lambda group: transitions([group], filters, settings)
         case Format.parquet:

@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fulgurite.episodes.exclusions import parse_exclusions
 from fulgurite.groups.credit import credit_rule
 from fulgurite.topics import TRAJECTORIES
 from services.cli.errors import report_errors, show_failures
@@ -100,6 +101,14 @@ def replay(
         ),
     ] = None,
     weight: Weights = None,
+    exclude: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="Rules for calls that are no part of the task, `[]` for none; without it, the "
+            "live ones (FULGURITE_REWARDER_EXCLUDED_CALLS).",
+        ),
+    ] = None,
     append: Annotated[
         bool, typer.Option("--append", help="Allow a target that is not empty, and add to it.")
     ] = False,
@@ -114,7 +123,8 @@ def replay(
     again.
 
     With unchanged rules the result equals the live trajectories byte for byte. With another reward
-    function, credit rule or weights, each group is closed once, with all its events in the log.
+    function, credit rule, weights or exclusions, each group is closed once, with all its events in
+    the log.
 
     It is safe beside live traffic: it reads up to the end offsets at its start, commits no offsets
     and never writes to a topic of the deployment. `fulgurite train --topic TOPIC` trains on the
@@ -130,7 +140,7 @@ def replay(
         if from_beginning == (from_datetime is not None):
             raise BadArgument("give either --from-beginning or --from-datetime ISO")
         since = None if from_datetime is None else parse_datetime(from_datetime)
-        changes = _changes(credit, weight or (), rescored=bool(reward))
+        changes = _changes(credit, weight or (), exclude, rescored=bool(reward))
         if rejudge and not reward:
             raise BadArgument(
                 "--rejudge needs --reward FILE.py:FN: the log has the rewards, but not the "
@@ -157,10 +167,18 @@ def replay(
         raise typer.Exit(3)
 
 
-def _changes(credit: str | None, weights: Sequence[str], *, rescored: bool) -> Changes:
+def _changes(
+    credit: str | None, weights: Sequence[str], exclude: str | None, *, rescored: bool
+) -> Changes:
     if credit is not None:
         credit_rule(credit)
-    return Changes(credit=credit, weights=read_weights(weights), rescored=rescored)
+    try:
+        exclusions = None if exclude is None else parse_exclusions(exclude)
+    except ValueError as error:
+        raise BadArgument(f"--exclude: {error}") from error
+    return Changes(
+        credit=credit, weights=read_weights(weights), exclusions=exclusions, rescored=rescored
+    )
 
 
 def _run(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from fulgurite.episodes.exclusions import ExclusionRule
 from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.events import (
     AgentReward,
@@ -60,13 +61,15 @@ class Changes(EventStruct, frozen=True, kw_only=True):
     """The credit rule to use instead."""
     weights: Mapping[str, float] = {}
     """The weights of named rewards to use instead."""
+    exclusions: tuple[ExclusionRule, ...] | None = None
+    """The rules for calls that are no part of the task, to use instead."""
     rescored: bool = False
     """Whether another reward function's rewards replace those of the log."""
 
     @property
     def none(self) -> bool:
         """Whether the rules are the live ones."""
-        return self.credit is None and not self.weights and not self.rescored
+        return self == Changes()
 
 
 class Closing(EventStruct, frozen=True, kw_only=True):
@@ -196,6 +199,8 @@ def reclose(
     ms). Raises UnknownRule.
     """
     rules = settings.rules()
+    if changes.exclusions is not None:
+        rules = msgspec.structs.replace(rules, exclusions=changes.exclusions)
     declared = group.declaration
     waits = awaits_episodes(declared, episodes) or awaits_rewards(
         declared, episodes, rewards, rules

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from fulgurite.enums import CallOutcome
+from fulgurite.episodes.exclusions import ExclusionRule, find_excluded_calls
 from fulgurite.episodes.view import EpisodeView
 from fulgurite.errors import BadClaim, UnknownRule
 from fulgurite.events import Episode, EventStruct, Trajectory
@@ -63,26 +64,31 @@ class Filters(EventStruct, frozen=True, kw_only=True):
         )
 
 
-def sft(groups: Iterable[Group], filters: Filters) -> Iterator[Json]:
+def sft(groups: Iterable[Group], filters: Filters, settings: ClosingSettings) -> Iterator[Json]:
     """Yield chats."""
+    exclusions = settings.rules().exclusions
     for group in groups:
         for score in filter(filters.accepts, scores(group)):
-            messages = _messages(score.episode, filters.agent)
+            messages = _messages(score.episode, filters.agent, exclusions)
             if messages and messages[-1].get("role") == "assistant":
                 yield {"messages": messages, **_about(score)}
 
 
-def dpo(groups: Iterable[Group], filters: Filters, margin: float) -> Iterator[Json]:
+def dpo(
+    groups: Iterable[Group], filters: Filters, settings: ClosingSettings, margin: float
+) -> Iterator[Json]:
     """Yield preference pairs whose rewards differ by at least `margin`.
 
     Conversations that share no prompt give no pair.
     """
+    exclusions = settings.rules().exclusions
     for group in groups:
         scored = [
             score for score in scores(group) if score.reward is not None and filters.accepts(score)
         ]
         chats = {
-            score.episode.rollout_id: _messages(score.episode, filters.agent) for score in scored
+            score.episode.rollout_id: _messages(score.episode, filters.agent, exclusions)
+            for score in scored
         }
         for pair in combinations(scored, 2):
             worse, better = sorted(pair, key=lambda score: score.reward or 0.0)
@@ -148,11 +154,18 @@ def rows(
                 yield output
 
 
-def _messages(episode: Episode, agent: str | None) -> list[Json]:
-    """The last conversation, of one role if `agent` is given. Empty if it cannot be read."""
+def _messages(
+    episode: Episode, agent: str | None, exclusions: Sequence[ExclusionRule]
+) -> list[Json]:
+    """The last conversation that no rule excludes, of one role if `agent` is given. Empty if it
+    cannot be read.
+    """
+    excluded = find_excluded_calls(episode.calls, exclusions)
     try:
         calls = tuple(
-            redeemed(call) for call in episode.calls if agent is None or call.agent == agent
+            redeemed(call)
+            for call in episode.calls
+            if agent in (None, call.agent) and call.call_id not in excluded
         )
     except BadClaim:
         return []

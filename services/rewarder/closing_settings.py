@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from fulgurite.episodes.exclusions import parse_exclusions
 from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.events import Declaration, Episode
 from fulgurite.failures import FailureAction, FailureKind
@@ -37,12 +38,24 @@ class ClosingSettings(BaseSettings):
     frozen_policies: str = ""
     """Policies, comma-separated, that no learner trains: their actions are
     `filtered(frozen)`."""
+    excluded_calls: str = ""
+    """JSON, a list of rules: calls that are no part of the task, such as titles. Their actions are
+    `filtered(excluded)` (docs/how-to/exclude-calls.md)."""
+
+    @field_validator("excluded_calls")
+    @classmethod
+    def _has_rules(cls, text: str) -> str:
+        parse_exclusions(text)
+        return text
 
     def rules(self) -> FailureRules:
         """What is trained. Raises ValueError for a kind that may not be dropped or retried."""
         frozen = filter(None, (name.strip() for name in self.frozen_policies.split(",")))
         return FailureRules(
-            policies=self.failure_policies, penalty=self.penalty, frozen=frozenset(frozen)
+            policies=self.failure_policies,
+            penalty=self.penalty,
+            frozen=frozenset(frozen),
+            exclusions=parse_exclusions(self.excluded_calls),
         )
 
     def due_at(

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from fulgurite.calls.transcript import messages_in
-from fulgurite.untrusted_json import Json, mappings
+from fulgurite.calls.transcript import messages_in, system_prompt
+from fulgurite.untrusted_json import Json
 from services.gateway.settings import RoleSpec
 
-_SYSTEM = ("system", "developer")
 _LONGEST_TEXT = 20_000
 """Characters of a system prompt that are searched: a pattern may take time with the square of
 them.
@@ -43,29 +42,12 @@ class Roles:
         patterns = self._patterns.get(alias)
         if not patterns:
             return None
-        prompt = _system_prompt(body, api)
+        prompt = system_prompt(messages_in(body, api))[:_LONGEST_TEXT]
         return next((role for role, pattern in patterns if pattern.search(prompt)), None)
 
     def alias_of(self, alias: str, role: str) -> str:
         """The alias that answers a role's calls: its own or, without one, what was asked for."""
         return self._aliases.get((alias, role), alias)
-
-
-def _system_prompt(body: Json, api: str) -> str:
-    """The texts of all system messages, joined by line ends."""
-    contents = [
-        message.get("content")
-        for message in messages_in(body, api)
-        if message.get("role") in _SYSTEM
-    ]
-    return "\n".join(map(_text, contents))[:_LONGEST_TEXT]
-
-
-def _text(content: object) -> str:
-    """The text of a message's content, which may be a list of parts."""
-    if isinstance(content, str):
-        return content
-    return "".join(str(part.get("text", "")) for part in mappings(content))
 
 
 def role_aliases(policies: Mapping[str, str | None]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import CallOutcome, FilterReason, LedgerTerm, Mode, UpdateKind
+from fulgurite.episodes.exclusions import ExclusionRule
 from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import (
@@ -82,7 +83,7 @@ class World:
         policies: Sequence[str] = ("policy",),
         rules: FailureRules | None = None,
     ) -> None:
-        """`policies`: take turns in answering."""
+        """`policies`: take turns in answering, each in a role of its name."""
         partition = number % 2
         declared = make_declared(number, 2, deadline=DEADLINE)
         self.put("statuses", partition, declared)
@@ -97,6 +98,7 @@ class World:
                     prompt=[1, turn],
                     answers=answers,
                     at=1_000 + turn,
+                    agent=policies[turn % len(policies)],
                     policy=policies[turn % len(policies)],
                 )
                 for turn in range(turns)
@@ -249,6 +251,27 @@ def test_actions_of_a_frozen_policy_wait_for_no_learner(stages: list[Stage]) -> 
     unrewarded = {EXPECTED[stage] for stage in stages if stage is Stage.unrewarded}
     others = set(stages) - {Stage.called, Stage.ended, Stage.unrewarded}
     assert terms == unclosed | unrewarded | ({"filtered(frozen)"} if others else set())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(Stage), min_size=1, max_size=4))
+def test_actions_of_excluded_calls_have_their_reason_whatever_becomes_of_the_group(
+    stages: list[Stage],
+) -> None:
+    world = World()
+    rules = FailureRules(exclusions=(ExclusionRule(agent="title"),))
+    for number, stage in enumerate(stages):
+        world.add_group(number, stage, policies=("policy", "title"), rules=rules)
+    books = world.balance()
+    assert (books.remainder, books.discrepancies) == (0, ())
+    counted = {
+        account.policy: {term for term, count in account.terms.items() if count}
+        for account in books.accounts
+    }
+    unclosed = {EXPECTED[stage] for stage in stages if stage in (Stage.called, Stage.ended)}
+    closed = set(stages) - {Stage.called, Stage.ended}
+    assert counted["title"] == unclosed | ({"filtered(excluded)"} if closed else set())
+    assert counted["policy"] == {EXPECTED[stage] for stage in stages}
 
 
 @settings(max_examples=40, deadline=None)

@@ -49,6 +49,12 @@ def test_a_call_that_was_tried_again_and_built_upon_is_superseded() -> None:
     assert [action.call_id for action in row.actions] == [AGAIN.call_id, ON.call_id]
 
 
+def test_calls_that_are_ignored_are_no_siblings_and_build_on_nothing() -> None:
+    calls = EpisodeCalls([FIRST, AGAIN, ON])
+    assert find_retried_calls(calls, {ON.call_id}) == frozenset()
+    assert find_retried_calls(calls, {FIRST.call_id}) == frozenset()
+
+
 @pytest.mark.parametrize(
     ("calls", "why"),
     [

@@ -10,8 +10,10 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fulgurite.enums import Mode, StatusKind
+from fulgurite.episodes.exclusions import ExclusionRule
 from fulgurite.events import AgentReward, AgentStatus, Event, GroupClosed, LlmCall, Trajectory
 from fulgurite.topics import AGENT_REWARDS, EPISODES, LLM_CALLS, TRAJECTORIES, Topic
 from services.replay.closings import Changes, reclose
@@ -214,6 +216,52 @@ def test_a_rule_or_weights_change_credit_and_never_tokens() -> None:
         assert new.episode_reward == 3.0 * (old.episode_reward or 0.0)
         assert (old.credit_rule, new.credit_rule) == ("identical", "step")
     assert not {row.event_id for row in before.rows} & {row.event_id for row in after.rows}
+
+
+def test_other_exclusions_change_only_the_groups_that_have_such_calls() -> None:
+    log = MemoryLog()
+    log.append(*make_group(1, size=2, turns=2), *make_group(2, size=2, turns=2))
+    log.append(make_call(2, 1, 7, at=1_030, prompt=[9], agent="title"))
+    kept, _ = replayed(log)
+    none, _ = replayed(log, Changes(exclusions=()))
+    assert none.values == kept.values
+    excluding = Changes(exclusions=(ExclusionRule(agent="title"),))
+    without, report = replayed(log, excluding)
+    before, after = by_group(kept), by_group(without)
+    assert after[group_id(1)] == before[group_id(1)]
+    assert [row.token_ids for row in after[group_id(2)]] == [
+        row.token_ids for row in before[group_id(2)] if row.actions[0].agent != "title"
+    ]
+    assert (len(before[group_id(2)]), report.rows, report.unmet) == (3, 4, [])
+
+
+def by_group(sink: Kept) -> dict[str, list[Trajectory]]:
+    found: dict[str, list[Trajectory]] = {}
+    for row in sink.rows:
+        if isinstance(row, Trajectory):
+            found.setdefault(row.group_id, []).append(row)
+    return found
+
+
+def test_with_the_live_rules_excluded_calls_are_replayed_to_the_byte(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FULGURITE_REWARDER_EXCLUDED_CALLS", '[{"agent": "title"}]')
+    log = MemoryLog()
+    live = LiveProcessors(log)
+    live.take([*make_group(1, size=2, turns=2), make_call(1, 0, 7, prompt=[9], agent="title")])
+    live.close()
+    sink, report = replayed(log)
+    assert (sink.values, report.unmet) == (live_values(log), [])
+    monkeypatch.delenv("FULGURITE_REWARDER_EXCLUDED_CALLS")
+    _, report = replayed(log)
+    assert report.unmet == [group_id(1)]
+
+
+@pytest.mark.parametrize("rules", ["[{}]", "title", '[{"system": "("}]'])
+def test_rules_that_cannot_be_read_are_refused_with_their_settings_name(rules: str) -> None:
+    with pytest.raises(ValidationError, match="excluded_calls"):
+        ClosingSettings(excluded_calls=rules)
 
 
 def test_undeclared_traffic_takes_a_rule_too() -> None:

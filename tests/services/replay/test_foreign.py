@@ -37,12 +37,12 @@ def test_a_rollout_of_anything_is_shown_exported_and_put_to_a_judge(calls: list[
     assert len(found[0]["events"]) == len(calls) + 3
     lines = [
         *found,
-        *sft([group], Filters()),
-        *dpo([group], Filters(), 0.0),
+        *sft([group], Filters(), ClosingSettings()),
+        *dpo([group], Filters(), ClosingSettings(), 0.0),
         *transitions([group], Filters(), ClosingSettings()),
     ]
     for line in lines:
         json.loads(encoded(line))
-    conversations = [line["messages"] for line in sft([group], Filters())]
+    conversations = [line["messages"] for line in sft([group], Filters(), ClosingSettings())]
     if len(conversations) > 1:
         assert question(conversations, "", 1_000).size == 2

@@ -46,8 +46,8 @@ def test_any_reward_is_shown_exported_and_compared(values: list[float], weight: 
     shown = [timeline(group, rollout, ClosingSettings()) for rollout in rollout_ids(group)]
     for line in [
         *shown,
-        *sft([group], Filters()),
-        *dpo([group], Filters(), 0.0),
+        *sft([group], Filters(), ClosingSettings()),
+        *dpo([group], Filters(), ClosingSettings(), 0.0),
         *transitions([group], Filters(), ClosingSettings()),
     ]:
         json.loads(encoded(line))
@@ -66,10 +66,10 @@ def test_any_reward_is_shown_exported_and_compared(values: list[float], weight: 
 @pytest.mark.parametrize("value", [1e308, -1e308, math.inf, 1e39])
 def test_a_data_set_says_why_a_rollout_has_no_reward(value: float) -> None:
     group = group_of([value, 0.5])
-    poisoned, good = sft([group], Filters())
+    poisoned, good = sft([group], Filters(), ClosingSettings())
     assert (poisoned["reward"], poisoned["reason"]) == (None, "reward_failed")
     assert (good["reward"], "reason" in good) == (1.0, False)
-    assert list(dpo([group], Filters(), 0.0)) == []
+    assert list(dpo([group], Filters(), ClosingSettings(), 0.0)) == []
     assert [line["reward"] for line in transitions([group], Filters(), ClosingSettings())] == [1.0]
 
 

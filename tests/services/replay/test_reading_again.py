@@ -226,16 +226,16 @@ def test_groups_that_began_before_a_start_are_left_out_whole() -> None:
 
 def test_exports() -> None:
     group = chats("42", "forty-two")
-    (short, long) = sft([group], Filters())
+    (short, long) = sft([group], Filters(), ClosingSettings())
     assert short["messages"] == [ASKED, {"role": "assistant", "content": "42"}]
     assert (long["reward"], long["versions"]) == (9.0, ["policy@0.0"])
-    (pair,) = dpo([group], Filters(), 0.0)
+    (pair,) = dpo([group], Filters(), ClosingSettings(), 0.0)
     assert (pair["prompt"], pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == (
         [ASKED],
         "forty-two",
         "42",
     )
-    assert list(dpo([group], Filters(), 8.0)) == []
+    assert list(dpo([group], Filters(), ClosingSettings(), 8.0)) == []
     (one, _) = transitions([group], Filters(), ClosingSettings())
     assert (one["state"], one["action"], one["next_state"], one["done"], one["reward"]) == (
         [1, 2, 3],
@@ -269,13 +269,31 @@ def test_an_exported_chat_has_no_keys_that_an_api_filled_with_null() -> None:
         make_status(1, 0),
         make_reward(1, 0),
     )
-    (chat,) = sft(log.groups(), Filters())
+    (chat,) = sft(log.groups(), Filters(), ClosingSettings())
     assert chat["messages"] == [
         ASKED,
         {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function"}]},
         {"role": "assistant", "content": "42"},
     ]
     assert chat["mode"] == "train"
+
+
+def test_an_exported_chat_is_never_an_excluded_call() -> None:
+    log = MemoryLog()
+    titled = make_call(1, 0, 1, at=1_500, messages=[ASKED], prompt=[5], agent="title")
+    log.append(
+        make_declared(1, 1),
+        make_call(1, 0, messages=[ASKED], replies=[{"role": "assistant", "content": "42"}]),
+        titled,
+        make_status(1, 0),
+        make_reward(1, 0),
+    )
+    (group,) = log.groups()
+    excluding = ClosingSettings(excluded_calls='[{"agent": "title"}]')
+    for settings, last in ((ClosingSettings(), "answer 1"), (excluding, "42")):
+        (chat,) = sft([group], Filters(), settings)
+        assert chat["messages"][-1]["content"] == last
+    assert [row.actions[0].agent for row in rows([group], Filters(), excluding)] == [""]
 
 
 def test_a_verdict_without_value_that_is_reused_counts_as_failed(tmp_path: Path) -> None:
@@ -309,7 +327,7 @@ def test_a_verdict_without_value_that_is_reused_counts_as_failed(tmp_path: Path)
 def test_filters(filters: Filters, count: int) -> None:
     group = chats("42", "forty-two")
     assert (
-        len(list(sft([group], filters)))
+        len(list(sft([group], filters, ClosingSettings())))
         == len(list(rows([group], filters, ClosingSettings())))
         == count
     )

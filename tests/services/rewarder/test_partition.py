@@ -687,6 +687,29 @@ def test_an_attempt_whose_episode_comes_after_that_of_the_next_is_accounted_for(
     assert discrepancies(rewarder.log) == 0
 
 
+def test_excluded_calls_are_accounted_for_and_wait_for_no_reward() -> None:
+    done = make_status(0, 0, at=NOW + 10)
+    task, title = make_call(0, 0, 0, at=NOW), make_call(0, 0, 1, at=NOW, agent="title")
+    both = stitch([DECLARED, task, title, done])
+    only = stitch(
+        [DECLARED, make_call(0, 1, 0, at=NOW, agent="title"), make_status(0, 1, at=NOW + 10)]
+    )
+    assert both is not None
+    assert only is not None
+    rewarder = Rewarder(MemoryLog(), excluded_calls='[{"agent": "title"}]')
+    group = [msgspec.structs.replace(episode, group_id=GROUP) for episode in (both, only)]
+    put(rewarder.log, *group, reward(0, 1.0, 40))
+    rewarder.run()
+    assert rewarder.revisions() == 1, "it is closed before its deadline"
+    (entry,) = rewarder.log.events(TRAINING_LEDGER)
+    assert isinstance(entry, LedgerEntry)
+    assert (entry.reason, set(entry.actions)) == (
+        FilterReason.excluded,
+        {action_id(title.call_id, 0), action_id(only.calls[0].call_id, 0)},
+    )
+    assert discrepancies(rewarder.log) == 0
+
+
 def test_one_killed_between_entries_and_rows_gives_no_action_two_terms_when_more_comes() -> None:
     first, again, other, more_of_other = attempts()
     fewer: list[Episode | AgentReward] = [
