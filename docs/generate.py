@@ -60,6 +60,7 @@ SECTIONS: dict[str, type[BaseSettings]] = {
 DEFAULTS_IN_WORDS = {
     "FULGURITE_LEARNER_ID": "*made*",
     "FULGURITE_DEFAULT_SAMPLING": "temperature 1, no truncation",
+    "FULGURITE_HARNESSES": "Claude Code, Codex, OpenCode",
 }
 SETTINGS_PAGE = DOCS / "reference" / "settings.md"
 RUNS_PAGE = DOCS / "reference" / "runs.md"

@@ -20,6 +20,7 @@ from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.identity.authenticator import Authenticator
 from services.gateway.identity.conversation_matching import MEMORY_LIMIT, ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups
+from services.gateway.identity.harnesses import Harnesses
 from services.gateway.identity.idempotency import Idempotency
 from services.gateway.identity.keys import KeyRing
 from services.gateway.identity.roles import Roles, role_aliases
@@ -62,6 +63,7 @@ class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     authenticator: Authenticator
     resolver: RolloutResolver
     roles: Roles
+    harnesses: Harnesses
     groups: DeclaredGroups
     store: Store
     idempotency: Idempotency
@@ -160,6 +162,7 @@ def make_context(
         ),
         resolver=resolver,
         roles=Roles(settings.roles),
+        harnesses=Harnesses(settings.harnesses),
         groups=groups,
         store=store,
         idempotency=Idempotency(store),

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fulgurite.enums import LogprobsMode, Mode
@@ -67,6 +67,15 @@ class TrainSampling(BaseModel):
     min_p: float = Field(default=0.0, ge=0, le=1)
 
 
+def _regular_expression(pattern: str | None) -> str | None:
+    """The pattern, if it is one. Raises ValueError."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return pattern
+
+
 class RoleSpec(BaseModel):
     """One role of the agents that ask for an alias."""
 
@@ -79,12 +88,53 @@ class RoleSpec(BaseModel):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-        return pattern
+        return _regular_expression(pattern)
 
+
+class HarnessSpec(BaseModel):
+    """Where a coding agent names its session, itself and the agent that started it, in requests
+    that it sends anyway.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    session: tuple[str, ...] = ()
+    """Headers; the first that a request has names the session."""
+    agent: str = ""
+    """Header of the agent that calls. The main agent has none, or the session's own name."""
+    parent_agent: str = ""
+    """Header of the agent that started it."""
+    cache_key: str | None = None
+    """Regular expression. A `prompt_cache_key` in the body that is all of this form names the
+    session, where no header does."""
+
+    @field_validator("cache_key")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        return _regular_expression(pattern)
+
+
+HARNESSES = {
+    "claude-code": HarnessSpec(
+        session=("x-claude-code-session-id",),
+        agent="x-claude-code-agent-id",
+        parent_agent="x-claude-code-parent-agent-id",
+    ),
+    "codex": HarnessSpec(
+        session=("session-id", "session_id"),
+        agent="thread-id",
+        parent_agent="x-codex-parent-thread-id",
+        cache_key="[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+    ),
+    # Each of its agents has a session of its own, and a sub-agent's names its parent's.
+    "opencode": HarnessSpec(
+        session=("x-parent-session-id", "x-session-affinity"),
+        agent="x-session-affinity",
+        parent_agent="x-parent-session-id",
+        cache_key="ses_[0-9A-Za-z]+",
+    ),
+}
+"""The coding agents that are known (docs/reference/harnesses.md)."""
 
 ANY_NAME = "*"
 """In FULGURITE_REWARD_NAMES: rewards may have any name."""
@@ -164,6 +214,9 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     reward_names: str = Field("reward", min_length=1)
     """Reward names, comma-separated, that are accepted where no declaration names any, as for
     live traffic. `*` accepts any."""
+    harnesses: dict[str, HarnessSpec] = HARNESSES
+    """JSON, name → `{session, agent, parent_agent, cache_key}`: where coding agents name their
+    session. `{}` reads none of it (docs/reference/harnesses.md)."""
     infer_conversations: bool = True
     """Recognise the conversation that a call with a plain key and no name continues. If off,
     each such call is a rollout of its own."""

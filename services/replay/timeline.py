@@ -138,6 +138,7 @@ def _call(
         "call_id": call.call_id,
         "attempt": call.attempt,
         "agent": call.agent,
+        "parent_agent": call.parent_agent,
         "api": call.api,
         "alias": call.alias,
         "version": call.version_first,

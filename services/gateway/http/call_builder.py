@@ -46,7 +46,7 @@ class CallBuilder:
         The draft holds what was found so far. Its `owner` is set whenever the key is genuine, so
         that a refused call is recorded in its rollout.
         """
-        named = _named(scope, headers)
+        named = self._named(scope, headers)
         caller = await self._authenticate(draft, headers, named)
         try:
             return await self._build(draft, caller, named, headers, receive)
@@ -102,6 +102,16 @@ class CallBuilder:
             draft, who, call_id, request, route, self._dialect.capture(request, route, call_id)
         )
 
+    def _named(self, scope: Scope, headers: asgi.Headers) -> Named:
+        """What the path and the headers name."""
+        path = cast("dict[str, str]", scope.get("path_params", {}))
+        return Named(
+            path=path.get("rollout"),
+            header=asgi.header(headers, ROLLOUT_HEADER.encode()),
+            agent=asgi.header(headers, AGENT_HEADER.encode()) or path.get("agent"),
+            harness=self._context.harnesses.in_headers(headers),
+        )
+
     def _with_request(self, named: Named, draft: Draft) -> Named:
         """The same, and what the body names if it was read."""
         request = draft.request
@@ -111,6 +121,7 @@ class CallBuilder:
             named,
             prompted=self._context.roles.recognised(request.alias, request.body, self._dialect.api),
             session=request.session,
+            harness=named.harness or self._context.harnesses.in_body(request.body),
             continues=request.continues,
             items=request.items,
             user=request.user,
@@ -145,13 +156,3 @@ class CallBuilder:
         if route is None:
             raise UnknownModel(alias, self._context.routes)
         return route
-
-
-def _named(scope: Scope, headers: asgi.Headers) -> Named:
-    """What the path and the headers name."""
-    path = cast("dict[str, str]", scope.get("path_params", {}))
-    return Named(
-        path=path.get("rollout"),
-        header=asgi.header(headers, ROLLOUT_HEADER.encode()),
-        agent=asgi.header(headers, AGENT_HEADER.encode()) or path.get("agent"),
-    )

@@ -1,16 +1,18 @@
 """Which rollout a call belongs to, with no change to the agent.
 
 In this order: scoped key, path `/rollouts/{rollout}/v1/...`, header `x-fulgurite-rollout`,
-`metadata.session_id` of the body, the answer it builds on (`previous_response_id`), the
-conversation it continues (`conversation_matching`), and a rollout of its own.
+`metadata.session_id` of the body, the answer it builds on (`previous_response_id`), the session
+that a coding agent names (`harnesses`), the conversation it continues (`conversation_matching`),
+and a rollout of its own.
 
 A name that is not an id of ours is a session of that key's owner: the same name is the same
 rollout. An id in a reply gives no access. A plain key names only rollouts that its own calls
 opened, which their ids tell; a scoped key its own; the admin key any.
 
 The agent's role is the first of: header `x-fulgurite-agent`, path `/agents/{agent}/v1/...`, the
-key's, the one whose pattern the system prompt has (`roles`), the alias, unless it is the name of
-the only policy.
+key's, the one whose pattern the system prompt has (`roles`), the sub-agent that a coding agent
+names, the alias, unless it is the name of the only policy. With a scoped key, nothing that a coding
+agent names is read: its rollout is known, and its roles are those that its run knows.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from services.gateway.errors import (
 from services.gateway.identity.authenticator import Caller
 from services.gateway.identity.conversation_matching import ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups, GroupEntry
+from services.gateway.identity.harnesses import HarnessIdentity
 from services.gateway.identity.keys import KeyRing
 
 ROLLOUT_HEADER = "x-fulgurite-rollout"
@@ -67,6 +70,8 @@ class Identified(msgspec.Struct, frozen=True):
     identity: Identity
     conversation: MessageChain | None = None
     """The conversation whose answer has to be remembered; only for calls that name no rollout."""
+    parent_agent: str | None = None
+    """The agent that started the one that calls, as a coding agent names it."""
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -78,6 +83,8 @@ class Named(msgspec.Struct, frozen=True):
     agent: str | None = None
     prompted: str | None = None
     """The role by the system prompt."""
+    harness: HarnessIdentity | None = None
+    """What a coding agent says of itself."""
     continues: str | None = None
     items: list[Any] | None = None
     user: str | None = None
@@ -118,15 +125,12 @@ class RolloutResolver:
             return Identified(
                 claims.group, claims.rollout, claims.attempt, claims.mode, role, Identity.scoped_key
             )
-        for name, identity in (
-            (named.path, Identity.path),
-            (named.header, Identity.header),
-            (named.session, Identity.header),
-        ):
-            if name is not None:
-                return await self._by_name(caller, name, role, identity)
-        continued = await self._continued(caller, named, alias, role)
-        return continued or await self._by_conversation(caller, named, alias, role, now_ms)
+        found = await self._with_plain_key(caller, named, alias, role, now_ms)
+        return (
+            found
+            if named.harness is None
+            else msgspec.structs.replace(found, parent_agent=named.harness.parent_agent)
+        )
 
     async def remember(self, who: Identified, answers: list[list[Any]]) -> None:
         """Remember the rollout for each of these answers. Call it before the agent has them."""
@@ -169,6 +173,23 @@ class RolloutResolver:
         """What is remembered of a declared group."""
         return await self._groups.get(group_id)
 
+    async def _with_plain_key(
+        self, caller: Caller, named: Named, alias: str, role: str, now_ms: int
+    ) -> Identified:
+        for name, identity in (
+            (named.path, Identity.path),
+            (named.header, Identity.header),
+            (named.session, Identity.header),
+        ):
+            if name is not None:
+                return await self._by_name(caller, name, role, identity)
+        continued = await self._continued(caller, named, alias, role)
+        if continued is not None:
+            return continued
+        if named.harness is not None:
+            return self._session(caller, named.harness.session, role, Identity.inferred)
+        return await self._by_conversation(caller, named, alias, role, now_ms)
+
     async def _by_name(
         self, caller: Caller, name: str, role: str, identity: Identity
     ) -> Identified:
@@ -179,10 +200,7 @@ class RolloutResolver:
                 param="rollout",
             )
         if not name.startswith("ro_"):
-            group = external_group(caller.owner, name, self._ring.signing_secret)
-            return Identified(
-                group, rollout_of(group, 0, self._ring.signing_secret), 0, Mode.live, role, identity
-            )
+            return self._session(caller, name, role, identity)
         ref = self.genuine(name)
         if not self._may_name(caller, ref):
             raise Forbidden(
@@ -202,6 +220,13 @@ class RolloutResolver:
             known.mode,
             role,
             identity,
+        )
+
+    def _session(self, caller: Caller, name: str, role: str, identity: Identity) -> Identified:
+        """The rollout of a session, by the name that the key's owner gave it."""
+        group = external_group(caller.owner, name, self._ring.signing_secret)
+        return Identified(
+            group, rollout_of(group, 0, self._ring.signing_secret), 0, Mode.live, role, identity
         )
 
     def _may_name(self, caller: Caller, ref: RolloutRef) -> bool:
@@ -287,4 +312,6 @@ class RolloutResolver:
             return caller.claims.agent
         if named.prompted is not None:
             return named.prompted
+        if caller.claims is None and named.harness is not None and named.harness.agent:
+            return named.harness.agent
         return self._role_aliases.get(alias, "")

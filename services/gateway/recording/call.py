@@ -219,6 +219,7 @@ def _event(
         finished_at=now_ms,
         traceparent=draft.traceparent,
         subject=draft.subject,
+        parent_agent=who.parent_agent,
     )
 
 

@@ -30,7 +30,7 @@ from services.gateway.upstream.client import UpstreamClient, UpstreamReply
 from services.gateway.upstream.route import Route
 from tests.services.gateway.memory_producer import MemoryProducer
 
-KEY = "a-plain-key"
+KEY, OTHER_KEY = "a-plain-key", "another-plain-key"
 NOWHERE = KafkaSettings(bootstrap_servers="127.0.0.1:1")
 SSE, JSON = "text/event-stream", "application/json"
 _CODEC = Codec()
@@ -144,9 +144,14 @@ class Gateway:
         pieces: Sequence[bytes] | Exception,
         *,
         headers: Mapping[str, str] | None = None,
+        asked_with: Mapping[str, str] | None = None,
+        key: str = KEY,
         **body: Any,
     ) -> Answer:
-        """The answer to a request when the upstream sends this."""
+        """The answer to a request when the upstream sends this, with these `headers`.
+
+        `asked_with`: headers of the request.
+        """
         upstream, sent = self._upstream, list[Message]()
         upstream.error = pieces if isinstance(pieces, Exception) else None
         upstream.pieces = () if isinstance(pieces, Exception) else pieces
@@ -165,8 +170,9 @@ class Gateway:
 
         before = len(self._producer.log)
         named = [
-            (b"authorization", f"Bearer {KEY}".encode()),
+            (b"authorization", f"Bearer {key}".encode()),
             (b"content-type", b"application/json"),
+            *((name.encode(), value.encode()) for name, value in (asked_with or {}).items()),
         ]
         await self._endpoints[path](
             {"type": "http", "method": "POST", "path": path, "headers": named, "path_params": {}},
@@ -196,7 +202,7 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
     """A gateway that is there within this context."""
     settings = GatewaySettings.model_validate(
         {
-            "api_keys": KEY,
+            "api_keys": f"{KEY},{OTHER_KEY}",
             "signing_keys": "k1:0123456789abcdef0123456789abcdef",
             "upstreams": _UPSTREAMS,
             "data_dir": folder,

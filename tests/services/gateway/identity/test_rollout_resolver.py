@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from fulgurite.enums import Identity, Mode
@@ -11,6 +12,7 @@ from services.gateway.identity.authenticator import Authenticator, Caller, beare
 from services.gateway.identity.claims import Claims
 from services.gateway.identity.conversation_matching import ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups, GroupEntry
+from services.gateway.identity.harnesses import HarnessIdentity
 from services.gateway.identity.keys import AGENT_SCOPES, LEEWAY_MS, KeyRing
 from services.gateway.identity.rollout_resolver import Named, RolloutResolver
 from services.gateway.identity.store import MemoryStore, RedisStore
@@ -95,6 +97,64 @@ async def test_a_plain_key_without_a_name_is_a_rollout_of_its_own(
     assert first.rollout_id != second.rollout_id
     assert (first.identity, first.mode, first.agent) == (Identity.none, Mode.live, "")
     assert resolver.genuine(first.rollout_id).group_id == first.group_id
+
+
+CODING = HarnessIdentity("codex:thread", "child", "thread")
+
+
+async def test_a_coding_agents_session_is_one_live_rollout_of_its_keys_owner(
+    resolver: RolloutResolver,
+) -> None:
+    main = Named(harness=HarnessIdentity("codex:thread"), items=[{"role": "user", "content": "a"}])
+    first = await resolver.identify(PLAIN, main, "policy", 5)
+    child = await resolver.identify(PLAIN, Named(harness=CODING), "other", 9)
+    assert (first.identity, first.mode, first.agent, first.parent_agent) == (
+        Identity.inferred, Mode.live, "", None,
+    )  # fmt: skip
+    assert (child.rollout_id, child.agent, child.parent_agent) == (
+        first.rollout_id, "child", "thread",
+    )  # fmt: skip
+    assert first.conversation is None, "the session says where its calls belong"
+    theirs = await resolver.identify(OTHER, main, "policy", 5)
+    elsewhere = await resolver.identify(
+        PLAIN, Named(harness=HarnessIdentity("opencode:thread")), "policy", 5
+    )
+    assert len({first.group_id, theirs.group_id, elsewhere.group_id}) == 3
+
+
+async def test_a_session_can_name_no_rollout_by_its_id(resolver: RolloutResolver) -> None:
+    for caller in (PLAIN, ADMIN):
+        named = Named(harness=HarnessIdentity(ROLLOUT))
+        assert (await resolver.identify(caller, named, "policy", 5)).rollout_id != ROLLOUT
+
+
+async def test_what_the_request_names_goes_before_a_coding_agents_session(
+    resolver: RolloutResolver,
+) -> None:
+    for named in (Named(path="s"), Named(header="s"), Named(session="s")):
+        alone = await resolver.identify(PLAIN, named, "policy", 5)
+        both = await resolver.identify(
+            PLAIN, msgspec.structs.replace(named, harness=CODING), "policy", 5
+        )
+        assert both == msgspec.structs.replace(alone, agent="child", parent_agent="thread")
+    opened = await resolver.identify(PLAIN, Named(), "policy", 5)
+    call = completion_of(opened.rollout_id, 0, b"12345", RING.signing_secret)
+    continued = await resolver.identify(PLAIN, Named(continues=call, harness=CODING), "policy", 5)
+    assert continued.rollout_id == opened.rollout_id
+    scoped = await resolver.identify(SCOPED, Named(harness=CODING), "policy", 5)
+    assert (scoped.rollout_id, scoped.agent, scoped.parent_agent) == (ROLLOUT, "solver", None)
+
+
+async def test_a_sub_agents_name_is_a_role_that_others_go_before(resolver: RolloutResolver) -> None:
+    for named, role in (
+        (Named(harness=CODING), "child"),
+        (Named(harness=CODING, prompted="checker"), "checker"),
+        (Named(harness=CODING, agent="critic"), "critic"),
+        (Named(harness=HarnessIdentity("codex:thread")), "sql-writer"),
+    ):
+        assert (await resolver.identify(PLAIN, named, "sql-writer", 5)).agent == role
+    unnamed = Caller(ROLLOUT, admin=False, claims=msgspec.structs.replace(CLAIMS, agent=""))
+    assert (await resolver.identify(unnamed, Named(harness=CODING), "policy", 5)).agent == ""
 
 
 async def test_a_conversation_goes_on_in_its_rollout(resolver: RolloutResolver) -> None:
