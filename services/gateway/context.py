@@ -28,8 +28,10 @@ from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import MemoryStore, RedisStore, Store
 from services.gateway.recording.call_recorder import CallRecorder
 from services.gateway.recording.call_search import CallSearch
+from services.gateway.recording.recorded_calls import RecordedCalls
 from services.gateway.recording.recorded_responses import PLACES_IN_MEMORY, RecordedResponses
 from services.gateway.recording.recorder import Recorder
+from services.gateway.recording.rollout_search import RolloutSearch
 from services.gateway.settings import GatewaySettings
 from services.gateway.telemetry.metrics import Metrics
 from services.gateway.telemetry.tracing import Tracer, open_tracer
@@ -69,6 +71,7 @@ class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     idempotency: Idempotency
     recorder: Recorder
     call_recorder: CallRecorder
+    recorded_calls: RecordedCalls
     responses: RecordedResponses
     upstream: UpstreamClient
     dispatcher: Dispatcher
@@ -102,6 +105,7 @@ async def open_context(
         yield context
     finally:
         context.responses.close()
+        context.recorded_calls.close()
         await context.upstream.close()
         unacknowledged = await context.recorder.close()
         context.policies.close()
@@ -144,6 +148,7 @@ def make_context(
         settings.call_body_limits(),
         metrics,
     )
+    recorded_calls = RecordedCalls(RolloutSearch(kafka, codec), recorder.problem, metrics)
     continuation = Continuation(
         settings.continued(), _shared_or_own(settings, store, ANSWERS_IN_MEMORY), upstream
     )
@@ -168,8 +173,15 @@ def make_context(
         idempotency=Idempotency(store),
         recorder=recorder,
         call_recorder=CallRecorder(
-            recorder, responses, resolver, continuation, metrics, settings.logprobs_mode
+            recorder,
+            recorded_calls,
+            responses,
+            resolver,
+            continuation,
+            metrics,
+            settings.logprobs_mode,
         ),
+        recorded_calls=recorded_calls,
         responses=responses,
         upstream=upstream,
         dispatcher=Dispatcher(

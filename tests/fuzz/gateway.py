@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import MagicMock, patch
@@ -25,7 +25,7 @@ from services.gateway import context
 from services.gateway.errors import UpstreamRejected
 from services.gateway.http.error_handlers import on_unexpected_error
 from services.gateway.http.front_door import FrontDoor
-from services.gateway.recording import recorder
+from services.gateway.recording import recorder, rollout_search
 from services.gateway.settings import GatewaySettings
 from services.gateway.upstream.policies import PolicyView
 from services.gateway.upstream.route import Route
@@ -64,6 +64,21 @@ class CheckedLog(MemoryProducer):
     ) -> Delivery:
         """See EventProducer."""
         return self.submit(topic, key, event, traceparent).result()
+
+
+class ListSearch:
+    """Searches a log that is a list, as `LogSearch` does Kafka's."""
+
+    def __init__(self, log: CheckedLog) -> None:
+        self._log = log
+
+    def newest_first(self, topic: Topic, group_id: str, _deadline: float) -> Iterator[list[Event]]:
+        """See LogSearch."""
+        yield [
+            event
+            for key, event in self._log.log
+            if key == group_id and isinstance(event, topic.carries)
+        ]
 
 
 class Reply:
@@ -219,6 +234,7 @@ async def in_process(folder: Path, **settings: Any) -> AsyncGenerator[InProcess]
         (context, "EventProducer", MagicMock(return_value=log)),
         (context, "UpstreamClient", MagicMock(return_value=Upstream())),
         (context, "CallSearch", quiet),
+        (rollout_search, "open_search", MagicMock(return_value=nullcontext(ListSearch(log)))),
         (gateway_app, "tune_gc", MagicMock()),
         (context.PolicyTail, "__init__", _no_policies),
         (recorder, "admin_client", MagicMock()),

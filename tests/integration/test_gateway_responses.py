@@ -24,7 +24,8 @@ from fulgurite.topics import LLM_CALLS
 from services.common.kafka.consumer import read_all
 from services.common.kafka.delivery import Delivery
 from services.common.kafka.settings import KafkaSettings
-from services.gateway.recording.call_search import CallSearch, SearchTooLong
+from services.gateway.recording.call_search import CallSearch
+from services.gateway.recording.log_search import SearchTooLong
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.valkey_local import LocalValkey
 from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway

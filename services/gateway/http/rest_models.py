@@ -145,3 +145,7 @@ class RewardIn(_Body):
     """Any JSON object, up to 16 KiB of it."""
     attempt: Whole | None = Field(None, ge=0, le=9999)
     """For the admin key; null pays the final attempt."""
+    allow_unknown: Truth = False
+    """Whether the reward is accepted though its name was not declared, or what it is for is not in
+    the log yet.
+    """

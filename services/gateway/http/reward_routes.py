@@ -5,6 +5,7 @@ once Kafka has acknowledged the event.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -31,6 +32,7 @@ from services.gateway.http.reply_headers import rollout_header
 from services.gateway.http.rest_models import RewardIn
 from services.gateway.http.rest_parameters import Authorization, IdempotencyKey, genuine_rollout
 from services.gateway.identity.authenticator import REWARD_KEY, Caller, require_scope
+from services.gateway.identity.declared_groups import GroupEntry
 from services.gateway.identity.idempotency import KEEP_S
 from services.gateway.identity.keys import REWARD
 from services.gateway.settings import ANY_NAME
@@ -64,9 +66,8 @@ class RewardRoutes:
         rollout, completion = _rewarded(body)
         ref = genuine_rollout(self._context.resolver, request, rollout)
         require_scope(caller, ref.rollout_id, REWARD, "`reward_key`")
-        await self._require_declared_name(caller, ref, body.name)
-        if completion is not None:
-            await self._require_genuine(completion, now)
+        if not body.allow_unknown:
+            await self._require_known(caller, ref, completion, body, now)
         idempotency, scope, payload = (
             self._context.idempotency,
             f"reward:{rollout}",
@@ -96,14 +97,34 @@ class RewardRoutes:
             )
         return JSONResponse(reply, 201, rollout_header(request))
 
-    async def _require_declared_name(self, caller: Caller, ref: RolloutRef, name: str) -> None:
+    async def _require_known(
+        self,
+        caller: Caller,
+        ref: RolloutRef,
+        completion: CompletionRef | None,
+        body: RewardIn,
+        now: int,
+    ) -> None:
+        """Raise InvalidRequest or NotFound for a name, a completion or a rollout that does not
+        exist.
+        """
+        entry: GroupEntry | None = None
+        # A reward without an idempotency key needs no store.
+        with suppress(Unavailable):
+            entry = await self._context.groups.get(ref.group_id)
+            self._require_declared_name(caller, ref, body.name, entry)
+        if completion is not None:
+            await self._require_genuine(completion, now)
+            await self._context.recorded_calls.require_call(completion, body.choice)
+        elif entry is None and caller.claims is None:
+            await self._context.recorded_calls.require_rollout(ref)
+
+    def _require_declared_name(
+        self, caller: Caller, ref: RolloutRef, name: str, entry: GroupEntry | None
+    ) -> None:
         """Raise InvalidRequest for a reward's name that nobody declared. Otherwise a misspelt name
         would count as another reward, and the meant one would be missing.
         """
-        try:
-            entry = await self._context.groups.get(ref.group_id)
-        except Unavailable:
-            return  # A reward without an idempotency key needs no store.
         if entry is None and caller.claims is not None:
             return  # The key is of a declared group, whose names this gateway no longer remembers.
         declared = entry.rewards if entry is not None else ()
@@ -123,10 +144,8 @@ class RewardRoutes:
         )
 
     async def _require_genuine(self, completion: CompletionRef, now: int) -> None:
-        """Raise NotFound for a completion id that no gateway of this deployment gave out.
-
-        An id without a tag passes if it is older than tags: the rewarder counts no reward of a
-        completion that its episode does not have.
+        """Raise NotFound for a completion id that no gateway of this deployment gave out, without a
+        look-up in the log. An id without a tag passes if it is older than tags.
         """
         if any(
             is_tagged(completion.completion_id, secret) for secret in self._context.ring.secrets
@@ -210,7 +229,8 @@ def _canonical(body: RewardIn) -> bytes:
     """The same bytes for the same reward: white space, the order of keys, and `1` for `1.0` make no
     difference.
     """
-    return msgspec.json.encode(_with_integers(body.model_dump()), order="sorted")
+    reward = body.model_dump(exclude={"allow_unknown"})
+    return msgspec.json.encode(_with_integers(reward), order="sorted")
 
 
 _EXACT = 1 << 53

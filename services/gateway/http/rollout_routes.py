@@ -1,5 +1,5 @@
-"""REST for whoever starts rollouts: `POST /v1/rollouts`, its attempts and statuses, and
-`GET /v1/policies`.
+"""REST for whoever starts rollouts: `POST /v1/rollouts`, its attempts and statuses, what became of
+a rollout (`GET /v1/rollouts/{id}`), and `GET /v1/policies`.
 
 A write answers only once Kafka has acknowledged its event. The event `declared` is published before
 the group's keys are given out. A new attempt publishes nothing: it starts with its agent's first
@@ -29,13 +29,15 @@ from services.gateway.http.rest_models import AttemptIn, DeclareIn, StatusIn
 from services.gateway.http.rest_parameters import Authorization, IdempotencyKey, genuine_rollout
 from services.gateway.identity.authenticator import (
     ADMIN_KEY,
+    READ_KEY,
     STATUS_KEY,
     Caller,
     require_scope,
 )
 from services.gateway.identity.claims import Claims
 from services.gateway.identity.declared_groups import GroupEntry
-from services.gateway.identity.keys import AGENT_SCOPES, REWARD_SCOPES, STATUS
+from services.gateway.identity.keys import AGENT_SCOPES, REWARD, REWARD_SCOPES, STATUS
+from services.gateway.recording.rollout_view import rollout_view
 from services.gateway.upstream.admission import KeyLimits
 from services.gateway.upstream.route import Route
 
@@ -57,6 +59,13 @@ class RolloutRoutes:
             status_code=201,
             response_model=None,
             **documented("adminKey", errors=WRITE_ERRORS, reply="RolloutsDeclared"),
+        )
+        add(
+            "/v1/rollouts/{rollout}",
+            self.read,
+            methods=["GET"],
+            response_model=None,
+            **documented("agentKey", "rewardKey", "adminKey", errors=(*READ_ERRORS, 404, 503)),
         )
         add(
             "/v1/rollouts/{rollout}/attempts",
@@ -119,6 +128,31 @@ class RolloutRoutes:
                 for index, rollout in enumerate(rollouts)
             ],
         }
+
+    async def read(
+        self,
+        rollout: str,
+        request: Request,
+        response: Response,
+        authorization: Authorization = None,
+    ) -> dict[str, Any]:
+        """What the log holds of a rollout: its state, attempts, calls (without text) and rewards.
+
+        A rollout's `api_key` sees neither task nor rewards: a task may hold the answer.
+        """
+        caller = self._context.authenticator.admit(authorization, now_ms(), READ_KEY)
+        ref = genuine_rollout(self._context.resolver, request, rollout)
+        if not self._context.resolver.may_name(caller, ref):
+            raise NotFound(
+                f"Unknown rollout {rollout}: this key has no rollout of that id. Use one of the "
+                f"rollout's own keys, or {ADMIN_KEY}.",
+                code="unknown_rollout",
+            )
+        found = await self._context.recorded_calls.read(ref)
+        response.headers.update(rollout_header(request))
+        return rollout_view(
+            ref, found, with_rewards=caller.claims is None or REWARD in caller.claims.scopes
+        )
 
     async def attempt(
         self,

@@ -18,6 +18,7 @@ CALL_KEY = (
 ADMIN_KEY = "the admin key (FULGURITE_ADMIN_KEY)"
 STATUS_KEY = f"the rollout's `api_key` or {ADMIN_KEY}"
 REWARD_KEY = f"the rollout's `reward_key` or {ADMIN_KEY}"
+READ_KEY = f"one of the rollout's keys, the key that opened it, or {ADMIN_KEY}"
 """Which key a route wants, as its errors say it."""
 
 

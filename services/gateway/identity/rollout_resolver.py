@@ -167,7 +167,17 @@ class RolloutResolver:
         given_out = any(
             is_tagged(completion.completion_id, secret) for secret in self._ring.secrets
         )
-        return completion if given_out and self._may_name(caller, ref) else None
+        return completion if given_out and self.may_name(caller, ref) else None
+
+    def may_name(self, caller: Caller, ref: RolloutRef) -> bool:
+        """Whether the rollout is this caller's: the key's own, one that a plain key's calls opened,
+        any for the admin key.
+        """
+        if caller.claims is not None:
+            return caller.claims.rollout == ref.rollout_id
+        return caller.admin or any(
+            is_owned(ref.group_id, caller.owner, secret) for secret in self._ring.secrets
+        )
 
     async def entry(self, group_id: str) -> GroupEntry | None:
         """What is remembered of a declared group."""
@@ -202,7 +212,7 @@ class RolloutResolver:
         if not name.startswith("ro_"):
             return self._session(caller, name, role, identity)
         ref = self.genuine(name)
-        if not self._may_name(caller, ref):
+        if not self.may_name(caller, ref):
             raise Forbidden(
                 f"This key may not name rollout {name}: it was declared, or opened by another "
                 "key. Use the rollout's own `api_key` (from POST /v1/rollouts) or the admin key. "
@@ -227,13 +237,6 @@ class RolloutResolver:
         group = external_group(caller.owner, name, self._ring.signing_secret)
         return Identified(
             group, rollout_of(group, 0, self._ring.signing_secret), 0, Mode.live, role, identity
-        )
-
-    def _may_name(self, caller: Caller, ref: RolloutRef) -> bool:
-        if caller.claims is not None:
-            return caller.claims.rollout == ref.rollout_id
-        return caller.admin or any(
-            is_owned(ref.group_id, caller.owner, secret) for secret in self._ring.secrets
         )
 
     async def _continued(

@@ -12,6 +12,7 @@ from services.common.runtime.clock import now_ms
 from services.gateway.errors import GatewayError, Unavailable, Unrecordable, UpstreamBroken
 from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.recording.call import Call, Draft, refusal
+from services.gateway.recording.recorded_calls import RecordedCalls
 from services.gateway.recording.recorded_responses import RecordedResponses
 from services.gateway.recording.recorder import Recorder
 from services.gateway.telemetry.metrics import Metrics
@@ -28,6 +29,7 @@ class CallRecorder:
     def __init__(
         self,
         recorder: Recorder,
+        recorded_calls: RecordedCalls,
         responses: RecordedResponses,
         resolver: RolloutResolver,
         continuation: Continuation,
@@ -35,6 +37,7 @@ class CallRecorder:
         logprobs_mode: LogprobsMode,
     ) -> None:
         self._recorder = recorder
+        self._recorded_calls = recorded_calls
         self._responses = responses
         self._resolver = resolver
         self._continuation = continuation
@@ -62,6 +65,7 @@ class CallRecorder:
             call.draft.trace.published()
             if remembering is not None:
                 await remembering
+        self._recorded_calls.remember(event)
         try:
             await self._responses.remember(event, delivery, call.draft.key)
         except Exception as error:

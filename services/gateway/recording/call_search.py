@@ -1,47 +1,32 @@
-"""Find one call in `llm.calls` by its id: at the place that is remembered of it, else by its key,
-from the newest records back.
-
-An id names its group, which is the records' key and so determines the partition. Most groups' ids
-hold the time of the first call, and no record before it is read. Blocking.
+"""Find one call in `llm.calls` by its id: at the place that is remembered of it, else by its key
+(`log_search`). Blocking.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import closing
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaException
 
 from fulgurite.avro.codec import Codec
 from fulgurite.errors import BadClaim, BrokenDelta
 from fulgurite.events import LlmCall
-from fulgurite.ids import CompletionRef, minted_at
-from fulgurite.topics import LLM_CALLS, partition_of
+from fulgurite.ids import CompletionRef
+from fulgurite.topics import LLM_CALLS
 from services.common.blobs.blob_store import redeemed
-from services.common.kafka.consumer import make_consumer, read_message, read_until, watermarks
+from services.common.kafka.consumer import make_consumer
 from services.common.kafka.delivery import Delivery
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.logged_calls import CallReader
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
+from services.gateway.recording.log_search import LogSearch
 
 log = logs.get(__name__)
 
 PATIENCE_S = 10.0
 """Seconds that records are read in search of one call."""
-_TIMEOUT_S = 5.0
-"""Seconds without an answer after which a broker counts as away."""
-_SKEW_MS = 60_000
-"""How much the clocks of gateways may differ."""
-_FIRST_STEP, _LONGEST_STEP = 500, 50_000
-"""Records in a step back, first and at most. Most calls that are searched for are recent, so steps
-begin small.
-"""
-
-
-class SearchTooLong(Exception):
-    """The call was not found within the time limit."""
 
 
 class CallSearch:
@@ -62,7 +47,7 @@ class CallSearch:
         """
         try:
             with closing(make_consumer(self._settings)) as consumer:
-                found = self._found(consumer, ref, place)
+                found = self._found(LogSearch(self._settings, self._codec, consumer), ref, place)
             call = found.get(ref.completion_id)
             # A delta is expanded from its parent: one of those found, or one that is read for it.
             return (
@@ -81,55 +66,21 @@ class CallSearch:
             return None
 
     def _found(
-        self, consumer: Consumer, ref: CompletionRef, place: Delivery | None
+        self, search: LogSearch, ref: CompletionRef, place: Delivery | None
     ) -> dict[str, LlmCall]:
         """Calls of the group by id, as the log has them, the one that is sought among them if it is
         there.
         """
-        key = ref.rollout.group_id.encode()
-        partition = partition_of(key, LLM_CALLS.partitions) if place is None else place.partition
-        where = TopicPartition(self._settings.topic(LLM_CALLS), partition)
-        low, high = watermarks(consumer, where, _TIMEOUT_S)
-        if place is not None:
-            return self._read(
-                consumer, where, max(low, place.offset), min(high, place.offset + 1), key
-            )
-        minted = minted_at(ref.rollout.group_id)
-        first = (
-            low
-            if minted is None
-            else max(low, self._offset_at(consumer, where, minted - _SKEW_MS, high))
+        group_id = ref.rollout.group_id
+        deadline = time.monotonic() + self._patience_s
+        steps = (
+            search.newest_first(LLM_CALLS, group_id, deadline)
+            if place is None
+            else [search.at(LLM_CALLS, place, group_id)]
         )
         found: dict[str, LlmCall] = {}
-        step, end, deadline = _FIRST_STEP, high, time.monotonic() + self._patience_s
-        while end > first and ref.completion_id not in found:
-            if time.monotonic() > deadline:
-                raise SearchTooLong
-            start = max(first, end - step)
-            found |= self._read(consumer, where, start, end, key)
-            step, end = min(4 * step, _LONGEST_STEP), start
+        for events in steps:
+            found |= {event.call_id: event for event in events if isinstance(event, LlmCall)}
+            if ref.completion_id in found:
+                break
         return found
-
-    def _offset_at(self, consumer: Consumer, where: TopicPartition, time_ms: int, high: int) -> int:
-        """The first record of that time or later."""
-        [found] = consumer.offsets_for_times(
-            [TopicPartition(where.topic, where.partition, time_ms)], timeout=_TIMEOUT_S
-        )
-        return found.offset if found.offset >= 0 else high
-
-    def _read(
-        self, consumer: Consumer, where: TopicPartition, start: int, end: int, key: bytes
-    ) -> dict[str, LlmCall]:
-        found: dict[str, LlmCall] = {}
-        for message in self._messages(consumer, where, start, end):
-            event = read_message(message, self._codec).event if message.key() == key else None
-            if isinstance(event, LlmCall):
-                found[event.call_id] = event
-        return found
-
-    def _messages(
-        self, consumer: Consumer, where: TopicPartition, start: int, end: int
-    ) -> Iterator[Message]:
-        if start < end:
-            consumer.assign([TopicPartition(where.topic, where.partition, start)])
-            yield from read_until(consumer, {(where.topic, where.partition): end})

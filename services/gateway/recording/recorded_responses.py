@@ -39,8 +39,9 @@ from services.gateway.identity.authenticator import Caller
 from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import Store
 from services.gateway.identity.store_patience import StorePatience
-from services.gateway.recording.call_search import CallSearch, SearchTooLong
+from services.gateway.recording.call_search import CallSearch
 from services.gateway.recording.item_index import ItemIndex
+from services.gateway.recording.log_search import SearchTooLong
 from services.gateway.request_body import BodyLimits, check_limits
 from services.gateway.telemetry.metrics import Metrics
 

@@ -124,6 +124,12 @@ class Metrics:
             ("result",),
             registry=self.registry,
         )
+        self.unchecked_rewards = Counter(
+            "fulgurite_gateway_unchecked_rewards",
+            "Rewards accepted without knowing that what they are for was recorded: the look-up in "
+            "the log gave no answer in time.",
+            registry=self.registry,
+        )
         events = Counter(
             "fulgurite_gateway_events",
             "Events by topic and fate.",

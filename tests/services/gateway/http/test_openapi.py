@@ -15,6 +15,7 @@ from tests.fuzz.gateway import in_process
 
 REST = {
     "/v1/rollouts": {"adminKey"},
+    "/v1/rollouts/{rollout}": {"agentKey", "rewardKey", "adminKey"},
     "/v1/rollouts/{rollout}/attempts": {"adminKey"},
     "/v1/rollouts/{rollout}/status": {"agentKey", "adminKey"},
     "/v1/rewards": {"rewardKey", "adminKey"},

@@ -11,7 +11,7 @@ from fulgurite.ids import parse_completion
 from services.common.kafka.delivery import Delivery
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.settings import KafkaSettings
-from services.gateway.recording import call_search as module
+from services.gateway.recording import log_search as module
 from services.gateway.recording.call_search import CallSearch
 from services.local_stack.ports import free_port
 from tests.synthetic import make_call

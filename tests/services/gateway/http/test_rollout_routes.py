@@ -1,0 +1,188 @@
+"""`GET /v1/rollouts/{id}` and what `POST /v1/rewards` refuses, without a broker: the log is a list.
+With one: tests/integration/test_gateway_rest.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fulgurite.ids import completion_of, mint_group, rollout_of
+from services.gateway.identity.keys import KeyRing
+from tests.fuzz.gateway import ADMIN, PLAIN, SIGNING, Answer, InProcess, in_process
+
+SECRET = KeyRing.parse(SIGNING).signing_secret
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncGenerator[InProcess]:
+    async with in_process(tmp_path, api_keys=f"{PLAIN},another-plain-key") as running:
+        yield running
+
+
+async def ask(
+    gateway: InProcess, path: str, body: object = None, key: str = ADMIN, **headers: str
+) -> Answer:
+    """A GET without a body, else a POST."""
+    sent = [("authorization", f"Bearer {key}"), *headers.items()]
+    if body is None:
+        return await gateway.ask("GET", path, sent, b"")
+    return await gateway.ask("POST", path, sent, json.dumps(body).encode())
+
+
+async def declare(gateway: InProcess, **fields: Any) -> dict[str, Any]:
+    answer = await ask(gateway, "/v1/rollouts", {"n": 1, "task": {"reference": "11"}, **fields})
+    assert answer.status == 201, answer.body
+    return answer.json()
+
+
+async def chat(gateway: InProcess, key: str) -> Answer:
+    answer = await ask(gateway, CHAT, {"model": "policy", "messages": []}, key)
+    assert answer.status == 200, answer.body
+    return answer
+
+
+def unknown(answer: Answer, named: str) -> tuple[int, str, bool]:
+    error = answer.json()["error"]
+    return answer.status, error["code"], named in error["message"]
+
+
+async def test_a_rollout_from_its_declaration_to_its_end(gateway: InProcess) -> None:
+    group = await declare(gateway, expected_rewards=["exact"])
+    [grant] = group["rollouts"]
+    path = f"/v1/rollouts/{grant['rollout_id']}"
+    shown = (await ask(gateway, path, key=grant["reward_key"])).json()
+    assert (shown["state"], shown["deadline"], shown["task"]) == (
+        "declared",
+        group["deadline"],
+        {"reference": "11"},
+    )
+    completion = (await chat(gateway, grant["api_key"])).json()["id"]
+    assert (await ask(gateway, path, key=grant["reward_key"])).json()["state"] == "running"
+    reward = {"completion_id": completion, "name": "exact", "value": 0.5}
+    assert (await ask(gateway, "/v1/rewards", reward, grant["reward_key"])).status == 201
+    finished = await ask(gateway, f"{path}/status", {"kind": "finished"}, grant["api_key"])
+    assert finished.status == 201
+    answer = await ask(gateway, path)
+    shown = answer.json()
+    assert answer.headers["x-fulgurite-rollout-id"] == grant["rollout_id"]
+    assert (shown["state"], shown["group_id"]) == ("finished", group["group_id"])
+    assert [call["completion_id"] for call in shown["calls"]] == [completion]
+    [paid] = shown["rewards"]
+    assert (paid["name"], paid["value"], paid["source"], paid["completion_id"]) == (
+        "exact",
+        0.5,
+        "rest",
+        completion,
+    )
+
+
+async def test_the_agents_key_sees_neither_task_nor_rewards(gateway: InProcess) -> None:
+    [grant] = (await declare(gateway))["rollouts"]
+    path = f"/v1/rollouts/{grant['rollout_id']}"
+    reward = {"rollout_id": grant["rollout_id"], "value": 1}
+    assert (await ask(gateway, "/v1/rewards", reward, grant["reward_key"])).status == 201
+    answer = await ask(gateway, path, key=grant["api_key"])
+    assert (answer.status, answer.json()["task"], answer.json()["rewards"]) == (200, None, None)
+
+
+async def test_a_plain_key_reads_the_rollouts_that_it_opened(gateway: InProcess) -> None:
+    rollout = (await chat(gateway, PLAIN)).headers["x-fulgurite-rollout-id"]
+    answer = await ask(gateway, f"/v1/rollouts/{rollout}", key=PLAIN)
+    assert (answer.status, answer.json()["mode"], answer.json()["rewards"]) == (200, "live", [])
+    other = await ask(gateway, f"/v1/rollouts/{rollout}", key="another-plain-key")
+    assert unknown(other, rollout) == (404, "unknown_rollout", True)
+
+
+async def test_a_rollout_of_another_key_is_not_found(gateway: InProcess) -> None:
+    first, second = (await declare(gateway, n=2))["rollouts"]
+    for key in (second["api_key"], second["reward_key"], PLAIN):
+        answer = await ask(gateway, f"/v1/rollouts/{first['rollout_id']}", key=key)
+        assert unknown(answer, first["rollout_id"]) == (404, "unknown_rollout", True)
+    assert (await ask(gateway, f"/v1/rollouts/{first['rollout_id']}", key="nobody")).status == 401
+
+
+@pytest.mark.parametrize(
+    "rollout",
+    [
+        "nonsense",
+        rollout_of(mint_group(1, b"0123456789"), 0, b"another secret"),
+        rollout_of(mint_group(1, b"0123456789"), 0, SECRET),
+    ],
+)
+async def test_a_rollout_that_does_not_exist_is_not_found(gateway: InProcess, rollout: str) -> None:
+    answer = await ask(gateway, f"/v1/rollouts/{rollout}")
+    assert unknown(answer, rollout) == (404, "unknown_rollout", True)
+
+
+async def test_a_reward_for_what_was_never_recorded_needs_allow_unknown(gateway: InProcess) -> None:
+    [grant] = (await declare(gateway))["rollouts"]
+    completion = completion_of(grant["rollout_id"], 0, b"12345", SECRET)
+    rollout = rollout_of(mint_group(1, b"0123456789"), 0, SECRET)
+    for paid, code in (
+        ({"completion_id": completion}, "unknown_completion"),
+        ({"rollout_id": rollout}, "unknown_rollout"),
+    ):
+        [named] = paid.values()
+        refused = await ask(gateway, "/v1/rewards", {**paid, "value": 1})
+        assert unknown(refused, named) == (404, code, True)
+        allowed = await ask(gateway, "/v1/rewards", {**paid, "value": 1, "allow_unknown": True})
+        assert allowed.status == 201
+
+
+async def test_a_reward_follows_its_answer_at_once(gateway: InProcess) -> None:
+    for key in ((await declare(gateway))["rollouts"][0]["api_key"], PLAIN):
+        answer = await chat(gateway, key)
+        for paid in (
+            {"completion_id": answer.json()["id"]},
+            {"rollout_id": answer.headers["x-fulgurite-rollout-id"]},
+        ):
+            assert (await ask(gateway, "/v1/rewards", {**paid, "value": 1})).status == 201
+
+
+async def test_a_choice_that_the_completion_does_not_have(gateway: InProcess) -> None:
+    completion = (await chat(gateway, PLAIN)).json()["id"]
+    body = {"completion_id": completion, "choice": 4, "value": 1}
+    assert unknown(await ask(gateway, "/v1/rewards", body), "no choice 4") == (
+        404,
+        "unknown_choice",
+        True,
+    )
+
+
+async def test_a_name_that_was_not_declared_needs_allow_unknown(gateway: InProcess) -> None:
+    [grant] = (await declare(gateway, expected_rewards=["exact"]))["rollouts"]
+    body = {"rollout_id": grant["rollout_id"], "name": "exakt", "value": 1}
+    refused = await ask(gateway, "/v1/rewards", body, grant["reward_key"])
+    assert unknown(refused, "Its rewards are: exact") == (400, "unknown_reward", True)
+    body["allow_unknown"] = True
+    assert (await ask(gateway, "/v1/rewards", body, grant["reward_key"])).status == 201
+
+
+async def test_allow_unknown_gives_access_to_nothing_else(gateway: InProcess) -> None:
+    first, second = (await declare(gateway, n=2))["rollouts"]
+    body = {"rollout_id": first["rollout_id"], "value": 1, "allow_unknown": True}
+    assert (await ask(gateway, "/v1/rewards", body, second["reward_key"])).status == 403
+    foreign = rollout_of(mint_group(1, b"0123456789"), 0, b"another secret")
+    body["rollout_id"] = foreign
+    assert unknown(await ask(gateway, "/v1/rewards", body), foreign) == (
+        404,
+        "unknown_rollout",
+        True,
+    )
+
+
+async def test_a_repeated_reward_is_the_same_with_and_without_allow_unknown(
+    gateway: InProcess,
+) -> None:
+    [grant] = (await declare(gateway))["rollouts"]
+    body = {"rollout_id": grant["rollout_id"], "value": 1}
+    key = {"idempotency-key": "k"}
+    first = await ask(gateway, "/v1/rewards", body, **key)
+    again = await ask(gateway, "/v1/rewards", {**body, "allow_unknown": True}, **key)
+    assert (first.status, again.json()) == (201, first.json())
