@@ -1,56 +1,39 @@
-"""Train from a harness of your own: declare a group, call the model, reward each rollout, say that
-it is finished.
+"""Train from a harness of your own: declare groups, call the model, reward each rollout, until
+there is a new version of the policy. It learns to be brief.
 
 `fulgurite up` runs, and its exports are set: eval "$(fulgurite env)". Then: python
 examples/own_harness/train.py
 """
 
-import json
-import os
-import urllib.request
-from typing import Any
+from itertools import cycle
 
 from openai import OpenAI
 
-GATEWAY, ADMIN_KEY = os.environ["FULGURITE_GATEWAY_URL"], os.environ["FULGURITE_ADMIN_KEY"]
+from services.client import Client
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "What do bees make?",
+    "Which season is the coldest?",
+    "What falls from clouds?",
+)
 
 
-def post(path: str, key: str, body: dict[str, Any]) -> Any:
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    with urllib.request.urlopen(
-        urllib.request.Request(GATEWAY + path, json.dumps(body).encode(), headers)
-    ) as reply:
-        return json.loads(reply.read() or b"{}")
-
-
-for number in range(
-    int(os.environ.get("TASKS", "8"))
-):  # the learner makes a step of 8 groups (batch.groups)
-    task = {
-        "question": f"How many is 3 and {number}? Answer with the number only.",
-        "answer": str(3 + number),
-    }
-    group = post(
-        "/v1/rollouts",
-        ADMIN_KEY,
-        {"n": 4, "task": task, "mode": "train", "expected_rewards": ["reward"]},
+def run_agent(openai: OpenAI, question: str) -> str:
+    reply = openai.chat.completions.create(
+        model="policy", messages=[{"role": "user", "content": question}], max_tokens=64
     )
-    for rollout in group["rollouts"]:
-        client = OpenAI(base_url=rollout["base_url"], api_key=rollout["api_key"])
-        reply = client.chat.completions.create(
-            model="policy", messages=[{"role": "user", "content": task["question"]}], max_tokens=16
-        )
-        value = float((reply.choices[0].message.content or "").strip() == task["answer"])
-        reward = {
-            "rollout_id": rollout["rollout_id"],
-            "name": "reward",
-            "value": value,
-            "final": True,
-        }
-        post("/v1/rewards", rollout["reward_key"], reward)
-        # Without this the group waits for its deadline (10 minutes), and the rollout counts as
-        # timed out.
-        post(
-            f"/v1/rollouts/{rollout['rollout_id']}/status", rollout["api_key"], {"kind": "finished"}
-        )
-    print("group", number, "is complete")
+    return reply.choices[0].message.content or ""
+
+
+client = Client()
+before = client.newest_version("policy")
+for question in cycle(QUESTIONS):
+    for rollout in client.group({"question": question}, size=4):
+        with rollout:  # its end is the rollout's: finished, or failed after an exception
+            answer = run_agent(OpenAI(**rollout.openai), question)
+            rollout.reward(1 / max(1, len(answer.split())))
+    print("a group is complete", flush=True)
+    if (version := client.newest_version("policy")) != before:
+        print("new version:", version)
+        break

@@ -49,6 +49,7 @@ from fulgurite.learning.offline import OFFLINE
 from fulgurite.learning.relabel import learns_elsewhere
 from fulgurite.learning.target_version import TargetVersion
 from fulgurite.ledger.model import Account, Balance, Discrepancy, Entry, Sources
+from fulgurite.ledger.untrained import why_untrained
 from fulgurite.trajectories.building import successful_actions
 
 DEAD = "dead_lettered"
@@ -134,6 +135,8 @@ class _Books:
     def __init__(self, decode: Callable[[bytes], Event]) -> None:
         self._decode = decode
         self.positions: dict[str, dict[int, int]] = {}
+        self.claimed: set[str] = set()
+        """Policies that a learner was ever started for."""
         self.elsewhere: set[str] = set()
         """Policies that are trained on a replayed topic; their entries are not counted."""
         self.offline: set[str] = set()
@@ -160,6 +163,8 @@ class _Books:
         self.calls: dict[str, _Call] = {}
         self.live: set[str] = set()
         """Rollouts of mode `live`, which are not trained."""
+        self.untrained: Counter[str] = Counter()
+        """Actions that are no term, by `Untrained`."""
         self.beyond: set[str] = set()
         self.until: dict[int, int] = {}
         self.began: dict[int, int] = {}
@@ -174,6 +179,7 @@ class _Books:
                 folds.setdefault(entry.event.policy, TargetVersion(entry.event.policy)).apply(
                     entry.event
                 )
+        self.claimed.update(folds)
         for policy, fold in folds.items():
             last = fold.updates.get(fold.version())
             if last is not None:
@@ -281,7 +287,10 @@ class _Books:
                 continue
             if call.mode is Mode.live:
                 self.live.add(call.rollout_id)
-            if call.mode is not Mode.train or call.policy is None:
+            untrained = why_untrained(call)
+            if untrained is not None:
+                self.untrained[untrained.value] += len(successful_actions(call))
+            if untrained is not None or call.policy is None:
                 continue
             about = _Call(
                 policy=call.policy,
@@ -343,6 +352,13 @@ class _Books:
             overdue=tuple(sorted(overdue)),
             expired=len(expired),
             live_rollouts=len(self.live),
+            untrained=dict(+self.untrained),
+            without_learner=tuple(
+                sorted(
+                    {self.calls[a].policy for a, terms in found.items() if OPEN_LEARNER in terms}
+                    - self.claimed
+                )
+            ),
             offline_actions=len(self.offline),
         )
 

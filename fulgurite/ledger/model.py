@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Protocol
 
+import msgspec
+
 from fulgurite.events import Event, EventStruct
 
 
@@ -68,6 +70,10 @@ class Balance(EventStruct, frozen=True, kw_only=True):
     """Number of actions in the ledger whose calls retention removed; they are not counted."""
     live_rollouts: int = 0
     """Rollouts of mode `live` in `llm.calls`; they are not part of the ledger."""
+    untrained: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Successful actions that are no part of the ledger, by why (`fulgurite.ledger.untrained`)."""
+    without_learner: tuple[str, ...] = ()
+    """Policies whose actions wait for a learner, and for which none was ever started."""
     offline_actions: int = 0
     """Actions that were trained offline, once or more often; each has its term all the same."""
 

@@ -5,6 +5,7 @@ Commands and logs use these words (docs/how-to/troubleshooting.md).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from fulgurite.enums import FilterReason
@@ -60,3 +61,18 @@ DRIFT_REMEDY = (
     "status`, and its options"
 )
 """What to do when the engine's log-probabilities and the trainer's differ."""
+
+
+def frequent_remedies(terms: Mapping[str, int], most: int) -> list[tuple[str, str]]:
+    """The most frequent reasons for which actions were filtered, with their remedies.
+
+    `terms`: actions by term, such as `filtered(no_signal)`; other terms are passed by.
+    """
+    known = {
+        f"filtered({reason})": (str(reason), words)
+        for reason, words in REMEDIES.items()
+        if reason is not FilterReason.superseded
+    }
+    return [known[term] for term, count in Counter(terms).most_common() if term in known and count][
+        :most
+    ]

@@ -6,7 +6,6 @@ It reads the topics, downstream first; see docs/reference/ledger.md.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -16,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fulgurite.avro.codec import Codec
-from fulgurite.enums import FilterReason
 from fulgurite.ledger.balance import balance
 from fulgurite.ledger.model import Balance, Sources
-from fulgurite.ledger.remedies import REMEDIES
+from fulgurite.ledger.remedies import frequent_remedies
+from fulgurite.ledger.untrained import UNTRAINED, Untrained
 from fulgurite.topics import (
     AGENT_STATUS,
     DEAD_LETTERS,
@@ -46,15 +45,19 @@ for a moment.
 """
 
 _SHOWN = 5
-_REASONS = 3
+REASONS = 3
 """How many of the most frequent reasons are printed with a remedy."""
+NO_LEARNER = (
+    "its actions wait for a learner, and none was ever started for it: `fulgurite train run.toml` "
+    "starts one"
+)
 
 
 def ledger(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     partitions: Annotated[bool, typer.Option(help="Print a table for each partition too.")] = False,
 ) -> None:
-    """Account for every successful training action in the log.
+    """Account for every successful training action in the log, and say what else is recorded.
 
     Each action is trained, filtered (with a reason), stale, amended, dead-lettered or still open.
     Each term is counted from its own topic. Exits 1 if an action is in no term (lost) or in two
@@ -112,6 +115,8 @@ def as_dict(books: Balance) -> dict[str, Any]:
         **totals,
         "expired": books.expired,
         "live_rollouts": books.live_rollouts,
+        "untrained": books.untrained,
+        "without_learner": books.without_learner,
         "offline_actions": books.offline_actions,
         "accounts": books.accounts,
         "discrepancies": books.discrepancies,
@@ -132,13 +137,12 @@ def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
                 f"{policy}, partition {account.partition} up to {account.until}",
                 msgspec.structs.replace(books, accounts=(account,)),
             )
-    for reason, words in _remedies(books.terms):
+    for reason, words in frequent_remedies(books.terms, REASONS):
         console.print(plain(f"{reason}: {words}"))
-    if books.live_rollouts:
-        console.print(
-            f"{books.live_rollouts} live rollouts are recorded, not trained "
-            "(docs/reference/ledger.md, Live traffic)."
-        )
+    for policy in books.without_learner:
+        console.print(plain(f"{policy}: {NO_LEARNER}"))
+    for line in untrained_lines(books.untrained):
+        console.print(line)
     if books.offline_actions:
         console.print(
             f"{books.offline_actions} actions were trained offline, which is no term "
@@ -166,15 +170,11 @@ def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
         )
 
 
-def _remedies(terms: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The most frequent reasons for which actions were filtered, and what to do."""
-    known = {
-        f"filtered({reason})": (str(reason), words)
-        for reason, words in REMEDIES.items()
-        if reason is not FilterReason.superseded
-    }
-    return [known[term] for term, count in Counter(terms).most_common() if term in known and count][
-        :_REASONS
+def untrained_lines(untrained: Mapping[str, int]) -> list[str]:
+    """A line for each reason why actions are recorded and never trained."""
+    return [
+        f"{count} actions are recorded and not trained: {UNTRAINED[Untrained(reason)]}."
+        for reason, count in sorted(untrained.items())
     ]
 
 

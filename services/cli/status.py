@@ -23,10 +23,20 @@ from rich.table import Table
 from rich.text import Text
 
 from fulgurite.enums import ApplyOutcome
-from fulgurite.events import Event, LedgerEntry, PolicyApplied, PolicyUpdate
+from fulgurite.events import Event, LedgerEntry, LlmCall, PolicyApplied, PolicyUpdate
 from fulgurite.learning.offline import OFFLINE
 from fulgurite.learning.target_version import TargetVersion
-from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, TOPICS, TRAINING_LEDGER, Topic
+from fulgurite.ledger.remedies import frequent_remedies
+from fulgurite.ledger.untrained import why_untrained
+from fulgurite.topics import (
+    LLM_CALLS,
+    POLICY_APPLIED,
+    POLICY_UPDATES,
+    TOPICS,
+    TRAINING_LEDGER,
+    Topic,
+)
+from fulgurite.trajectories.building import successful_actions
 from services.cli.alive import (
     Progress,
     ServiceState,
@@ -36,6 +46,7 @@ from services.cli.alive import (
     processors,
     progress,
 )
+from services.cli.ledger import REASONS, untrained_lines
 from services.cli.output import print_json
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import make_consumer, read_all, watermarks
@@ -51,6 +62,8 @@ from services.common.runtime.terminal import make_console, plain
 _TIMEOUT_S = 10.0
 _HTTP_TIMEOUT_S = 3.0
 _DAY_MS = 24 * 3600 * 1000
+_NEWEST_CALLS = 250
+"""Calls that are read of each partition: a day of them may be gigabytes."""
 _COLOURS = {True: "green", False: "red", None: ""}
 
 
@@ -97,6 +110,8 @@ class Status(msgspec.Struct, frozen=True):
     policies: list[Progress]
     actions: dict[str, int]
     """Outcomes of actions in the last day: `trained`, `filtered(no_signal)`, ..."""
+    untrained: dict[str, int]
+    """Actions of the newest calls that are recorded and never trained, by why."""
 
     @property
     def healthy(self) -> bool:
@@ -124,8 +139,8 @@ def status(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show endpoints, services, served versions, outcomes of actions, consumer lag, and topic
-    sizes.
+    """Show endpoints, services, served versions, outcomes of actions, what of the newest calls is
+    never trained and why, consumer lag, and topic sizes.
 
     Exits 1 if the gateway or vLLM (where given) does not answer, a topic is missing or has other
     settings, or a service is known to be down. Exits 2 if no Kafka broker answers.
@@ -189,16 +204,21 @@ def look(kafka: KafkaSettings, gateway: str, vllm: str | None) -> Status:
         services=[*processors(kafka.topic_prefix, states), *learners(policies), *appliers(applied)],
         policies=policies,
         actions=_actions(kafka, known),
+        untrained=_untrained(kafka, known),
     )
 
 
 def _events(
-    kafka: KafkaSettings, topic: Topic, known: Sequence[Topic], since_ms: int | None = None
+    kafka: KafkaSettings,
+    topic: Topic,
+    known: Sequence[Topic],
+    since_ms: int | None = None,
+    newest: int | None = None,
 ) -> Iterator[Event]:
     if topic in known:
         yield from (
             record.event
-            for record in read_all(kafka, topic, make_codec(), since_ms=since_ms)
+            for record in read_all(kafka, topic, make_codec(), since_ms=since_ms, newest=newest)
             if record.event is not None
         )
 
@@ -209,6 +229,15 @@ def _actions(kafka: KafkaSettings, known: Sequence[Topic]) -> dict[str, int]:
         if isinstance(event, LedgerEntry):
             counts[outcome_of(event)] += len(event.actions)
     return dict(counts.most_common())
+
+
+def _untrained(kafka: KafkaSettings, known: Sequence[Topic]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for event in _events(kafka, LLM_CALLS, known, newest=_NEWEST_CALLS):
+        why = why_untrained(event) if isinstance(event, LlmCall) else None
+        if isinstance(event, LlmCall) and why is not None:
+            counts[why.value] += len(successful_actions(event))
+    return dict(+counts)
 
 
 def outcome_of(entry: LedgerEntry) -> str:
@@ -259,6 +288,10 @@ def show(found: Status, console: Console) -> None:
         console.print(plain(found.layout), style="red")
     for title, table in _tables(found).items():
         console.print(table if table.row_count else f"[italic]{title}[/italic]: none yet")
+    for reason, words in frequent_remedies(found.actions, REASONS):
+        console.print(plain(f"{reason}: {words}"))
+    for line in untrained_lines(found.untrained):
+        console.print(f"Of the newest calls, {line}")
     finished_runs = len({one.group for one in found.groups if one.finished})
     if finished_runs:
         console.print(f"{finished_runs} consumer groups of finished runs are not shown")

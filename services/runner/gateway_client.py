@@ -1,7 +1,7 @@
 """Calls the gateway's REST routes for runners: declare a group, report a status, start an attempt.
 
 Connection errors and the statuses 429 and 5xx are retried for `patience_s` seconds. Other errors
-are raised at once, with the gateway's text.
+are raised at once, with the gateway's text. `services/client` is the client for users' code.
 """
 
 from __future__ import annotations

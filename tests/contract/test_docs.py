@@ -82,3 +82,9 @@ def test_the_menu_of_the_site_lists_every_page_of_the_documentation() -> None:
     assert sorted(listed) == sorted(
         str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")
     )
+
+
+def test_the_recipe_shows_the_example_as_it_is() -> None:
+    page = (ROOT / "docs" / "how-to" / "train-from-your-code.md").read_text()
+    [shown] = re.findall(r"^```python title.*?\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert (ROOT / "examples" / "own_harness" / "train.py").read_text().endswith(f"\n\n{shown}")

@@ -1,5 +1,5 @@
 """The built wheel alone, in a clean environment with nothing but its base dependencies, decodes an
-event.
+event and has the client.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fulgurite.avro.schemas import schema_folder
 import fulgurite
 assert "site-packages" in fulgurite.__file__, fulgurite.__file__
 assert "site-packages" in str(schema_folder()), schema_folder()
+import services.client
 print(Codec().decode(bytes.fromhex(sys.argv[1])).name)
 """
 

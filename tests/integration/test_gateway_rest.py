@@ -8,6 +8,7 @@ import asyncio
 import io
 import uuid
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,8 +19,8 @@ from fulgurite.avro.codec import Codec
 from fulgurite.enums import ApplyOutcome, Mode, StatusKind, UpdateKind
 from fulgurite.events import PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
 from fulgurite.failures import FailureKind
-from fulgurite.ids import external_group, mint_group, rollout_of
-from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
+from fulgurite.ids import completion_of, external_group, mint_group, parse_completion, rollout_of
+from fulgurite.topics import LLM_CALLS, POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
 from services.common.kafka.producer import EventProducer
 from services.gateway.identity.keys import KeyRing
 from services.local_stack.kafka_local import LocalKafka
@@ -33,6 +34,7 @@ from tests.integration.gateway_process import (
     running_gateway,
 )
 from tests.integration.stub_upstream import Stub
+from tests.synthetic import make_call
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -404,13 +406,57 @@ async def test_a_reward_of_a_completion_that_nobody_was_given_is_refused(
     "group",
     [mint_group(1_600_000_000_000, b"0123456789"), external_group("owner", "chat-42", b"any")],
 )
-async def test_a_completion_from_before_ids_had_tags_can_be_paid(
+async def test_a_completion_from_before_ids_had_tags_can_be_paid_if_it_was_recorded(
     gateway: Gateway, group: str
 ) -> None:
     rollout = rollout_of(group, 0, KeyRing.parse(SIGNING).signing_secret)
     old = f"chatcmpl-{rollout.removeprefix('ro_')}_0_0123456789ab"
-    status, reply = await gateway.json(REWARDS, {"completion_id": old, "value": 1}, ADMIN)
+    body = {"completion_id": old, "value": 1}
+    status, reply = await gateway.json(REWARDS, body, ADMIN)
+    assert (status, reply["error"]["code"]) == (404, "unknown_completion")
+    assert old in reply["error"]["message"]
+    recorded = msgspec.structs.replace(
+        make_call(), event_id=old, call_id=old, group_id=group, rollout_id=rollout
+    )
+    producer = EventProducer(gateway.kafka, Codec(), "test")
+    await producer.publish(LLM_CALLS, group, recorded)
+    producer.close()
+    status, reply = await gateway.json(REWARDS, body, ADMIN)
     assert (status, reply["completion_id"]) == (201, old)
+
+
+async def test_what_another_gateway_recorded_is_found_in_the_log_and_what_nobody_did_is_not(
+    gateway: Gateway, stub: Stub, tmp_path: Path
+) -> None:
+    stub.reset()
+    group = await gateway.declare(n=1)
+    grant = group["rollouts"][0]
+    chat = {"model": "policy", "messages": [{"role": "user", "content": "a secret"}]}
+    _, declared = await gateway.json("/v1/chat/completions", chat, grant["api_key"])
+    _, live = await gateway.json("/v1/chat/completions", chat, PLAIN)
+    secret = KeyRing.parse(SIGNING).signing_secret
+    nobody = completion_of(grant["rollout_id"], 0, b"12345", secret)
+    undeclared = rollout_of(mint_group(1_700_000_000_000, b"0123456789"), 0, secret)
+    async with running_gateway(gateway.kafka, stub.url, tmp_path, make_topics=False) as other:
+        live_rollout = parse_completion(live["id"]).rollout.rollout_id
+        for paid in (
+            {"completion_id": declared["id"]},
+            {"completion_id": live["id"]},
+            {"rollout_id": live_rollout},
+            {"rollout_id": grant["rollout_id"]},
+        ):
+            assert (await other.json(REWARDS, {**paid, "value": 1}, ADMIN))[0] == 201, paid
+        for paid in ({"completion_id": nobody}, {"rollout_id": undeclared}):
+            status, reply = await other.json(REWARDS, {**paid, "value": 1}, ADMIN)
+            assert status == 404
+            assert next(iter(paid.values())) in reply["error"]["message"]
+            body = {**paid, "value": 1, "allow_unknown": True}
+            assert (await other.json(REWARDS, body, ADMIN))[0] == 201
+        status, shown = await other.get(f"/v1/rollouts/{grant['rollout_id']}", grant["reward_key"])
+    assert (status, shown["state"], shown["deadline"]) == (200, "running", group["deadline"])
+    assert [call["completion_id"] for call in shown["calls"]] == [declared["id"]]
+    assert [reward["value"] for reward in shown["rewards"]] == [1.0, 1.0, 1.0]
+    assert "a secret" not in str(shown)
 
 
 async def test_a_misspelt_name_is_refused_with_those_that_were_declared(gateway: Gateway) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from services import client as client_package
 from services.applier.engine import Engine, EngineRefused
 from services.gateway.errors import UpstreamRejected
 from services.gateway.settings import GatewaySettings
@@ -56,6 +58,17 @@ async def test_the_applier(server: Redirecting) -> None:
     async with Engine(server.url, "sk-upstream") as engine:
         with pytest.raises(EngineRefused, match="307"):
             await engine.resume()
+    assert server.stolen == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_the_client(server: Redirecting, status: int) -> None:
+    server.status = status
+    client = client_package.Client(server.url, "the-admin-key")
+    with pytest.raises(client_package.GatewayRefused, match=str(status)):
+        await asyncio.to_thread(client.rollout, "secret")
+    with pytest.raises(client_package.GatewayRefused, match=str(status)):
+        await asyncio.to_thread(client.newest_version)
     assert server.stolen == []
 
 

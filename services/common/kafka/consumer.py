@@ -166,12 +166,14 @@ def read_all(
     *,
     partitions: list[int] | None = None,
     since_ms: int | None = None,
+    newest: int | None = None,
     keys: Collection[bytes] | None = None,
 ) -> Iterator[Record]:
     """Yield what a topic holds at the time of the call, each partition in offset order.
 
-    `since_ms`: only records from this record time on (Unix milliseconds). `keys`: only records
-    with these keys. Raises LogUnavailable when the broker is silent.
+    `since_ms`: only records from this record time on (Unix milliseconds). `newest`, without
+    `since_ms`: only so many offsets at the end of each partition. `keys`: only records with these
+    keys. Raises LogUnavailable when the broker is silent.
     """
     name = settings.topic(topic)
     consumer = make_consumer(settings)
@@ -183,8 +185,9 @@ def read_all(
             low, high = watermarks(consumer, TopicPartition(name, partition))
             if high > low:
                 ends[name, partition] = high
+                first = low if newest is None else max(low, high - newest)
                 starts.append(
-                    TopicPartition(name, partition, low if since_ms is None else since_ms)
+                    TopicPartition(name, partition, first if since_ms is None else since_ms)
                 )
         if since_ms is not None and starts:
             found = consumer.offsets_for_times(starts, timeout=READ_TIMEOUT_S)

@@ -518,6 +518,17 @@ def test_only_successful_train_mode_actions_of_a_policy_count() -> None:
     world.put("trajectories", 0, row)
     books = world.balance()
     assert (books.actions, books.accounts, books.terms) == (0, (), {})
+    assert books.untrained == {"val": 1, "live": 1, "no_policy": 1}
+
+
+def test_a_policy_that_no_learner_was_started_for_is_named() -> None:
+    world = World()
+    world.add_group(0, Stage.called)
+    assert world.balance().without_learner == ()
+    world.add_group(2, Stage.closed)
+    assert world.balance().without_learner == ("policy",)
+    world.learn(0, 0)
+    assert world.balance().without_learner == ()
 
 
 def test_a_claim_alone_is_no_position() -> None:
@@ -562,3 +573,4 @@ def test_live_rollouts_are_told_and_are_no_part_of_the_books() -> None:
         0,
     )
     assert (books.actions, books.live_rollouts, books.remainder) == (0, 2, 0)
+    assert books.untrained == {"live": 4, "val": 2}

@@ -105,6 +105,8 @@ def show_books(console: EscapingConsole, text: str) -> None:
             overdue=(text,),
             expired=1,
             live_rollouts=2,
+            untrained={"live": 3},
+            without_learner=(text,),
         ),
         console,
         partitions=True,
