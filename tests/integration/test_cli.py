@@ -259,8 +259,10 @@ def test_rollouts_are_listed_exported_and_live_ones_told(cli: Cli, tmp_path: Pat
     assert (nothing.returncode, target.exists()) == (1, False)
     done = cli("export", "sft", str(target))
     assert "by mode" in done.stdout, done.stderr
-    live = "1 live rollouts are recorded, not trained"
+    live = "1 actions are recorded and not trained: live"
     assert live in cli("ledger").stdout
+    assert live in cli("status").stdout
+    assert json.loads(cli("status", "--json").stdout)["untrained"] == {"live": 1}
 
 
 def test_status_tells_what_does_not_answer_and_what_the_topics_hold(cli: Cli) -> None:
