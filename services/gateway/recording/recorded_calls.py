@@ -2,9 +2,9 @@
 look-up in the log.
 
 A call is remembered before its answer is complete, so a reward that follows at once needs no
-look-up. A look-up reads for LOOK_UP_S at most (`rollout_search`). Where it cannot tell (the log is
-away or slow, or too many look-ups wait), the reward is accepted and counted as unchecked: rewards
-stay available.
+look-up. A look-up reads each topic for LOOK_UP_S at most (`rollout_search`). Where it cannot tell
+(the log is away or slow, or too many look-ups wait), the reward is accepted and counted as
+unchecked: rewards stay available.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _REMEMBERED = 50_000
 """Ids in memory: some 10 MB."""
 _LOOK_UPS, _READS = 4, 2
 """Threads, so that those who read rollouts hold up no reward."""
-_LOOK_UP_TIMEOUT_S = 2.0
+_LOOK_UP_TIMEOUT_S = 5.0
 """The wait for a thread and for the broker included."""
 _READ_TIMEOUT_S = 30.0
 

@@ -17,7 +17,7 @@ from services.gateway.recording.rollout_view import CallView, RolloutEvents, cal
 
 READ_S = 5.0
 """Seconds that records of one topic are read for the view of a rollout."""
-LOOK_UP_S = 1.0
+LOOK_UP_S = 2.0
 """Seconds that records of one topic are read in search of what a reward is for."""
 
 
