@@ -2,12 +2,18 @@
 # Runs a service. Each of these secrets may come as a file: NAME is read from the file that NAME_FILE names, unless NAME is set itself.
 # A service that gives up (exit 78: a person must change something first), or that is killed for want of memory before it has got going, is not
 # started again and again: its message stays the last line of its log, and the container waits, unhealthy, for `docker compose up`.
+# With FULGURITE_GIVE_UP=exit it ends with the service's status, for Kubernetes, which starts it again ever later and shows its last lines.
 set -u
+
+wait_for_a_person() {
+  [ "${FULGURITE_GIVE_UP:-wait}" != exit ] || exit 78
+  exec sleep infinity
+}
 
 for name in FULGURITE_SIGNING_KEYS FULGURITE_ADMIN_KEY FULGURITE_API_KEYS KAFKA_SASL_PASSWORD REDIS_URL VLLM_API_KEY; do
   eval "given=\${$name:-} file=\${${name}_FILE:-}"
   if [ -z "$given" ] && [ -n "$file" ]; then
-    [ -r "$file" ] || { echo "${name}_FILE=$file cannot be read: put the secret there, or set $name" >&2; exec sleep infinity; }
+    [ -r "$file" ] || { echo "${name}_FILE=$file cannot be read: put the secret there, or set $name" >&2; wait_for_a_person; }
     export "$name=$(cat "$file")"
   fi
 done
@@ -24,6 +30,7 @@ while :; do
 done
 
 trap - TERM INT
+[ "${FULGURITE_GIVE_UP:-wait}" != exit ] || exit "$code"
 
 # The kernel may have killed a child of the service: it counts them, in one of two places.
 short_of_memory() {

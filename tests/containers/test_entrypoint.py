@@ -116,6 +116,24 @@ def test_a_service_killed_while_it_starts_names_its_limit() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        pytest.param("raise SystemExit(78)", 78, id="gave up"),
+        pytest.param("import os; os.kill(os.getpid(), 9)", 137, id="killed while it started"),
+    ],
+)
+def test_where_others_start_it_again_a_container_ends_with_its_service(
+    code: str, status: int
+) -> None:
+    assert run(code, FULGURITE_GIVE_UP="exit")[0] == status
+
+
+def test_where_others_start_it_again_a_container_ends_without_its_secret(tmp_path: Path) -> None:
+    missing = str(tmp_path / "admin_key")
+    assert run(SHOW, FULGURITE_ADMIN_KEY_FILE=missing, FULGURITE_GIVE_UP="exit") == (78, "")
+
+
 def healthy(pulse: Path, broker: str, seconds: int = 20) -> bool:
     argv = [str(CONTAINERS / "healthy.sh"), str(seconds)]
     environment = {"PATH": PATH, "FULGURITE_PULSE": str(pulse), "KAFKA_BOOTSTRAP_SERVERS": broker}
