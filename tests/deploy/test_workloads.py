@@ -278,5 +278,5 @@ def test_kafkas_user_may_use_the_topics_and_the_groups() -> None:
     allowed = {acl["resource"]["type"]: acl["resource"] for acl in acls}
     assert user["metadata"]["name"] == given["KAFKA_SASL_USERNAME"]
     assert allowed["topic"]["name"] == given["FULGURITE_TOPIC_PREFIX"]
-    for group in (f"{given['FULGURITE_TOPIC_PREFIX']}aggregator", "fulgurite-reader"):
+    for group in (f"{given['FULGURITE_TOPIC_PREFIX']}{name}" for name in ("aggregator", "reader")):
         assert group.startswith(allowed["group"]["name"])

@@ -59,7 +59,7 @@ def make_consumer(
     return Consumer(
         {
             **settings.client_config(),
-            "group.id": group_id or "fulgurite-reader",
+            "group.id": group_id or f"{settings.topic_prefix}reader",
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
             "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
