@@ -37,6 +37,8 @@ class Benchmark(NamedTuple):
     name: str
     title: str
     introduction: str
+    shows_samples: bool = False
+    """Whether the best answers of seed 0 are printed below the table, to be read."""
 
     @property
     def examples(self) -> Path:
@@ -111,7 +113,19 @@ def _page(
         for report in (work / name).glob("*/report.json"):
             rows[title, report.parent.name] = _row(title, report)
         lines += [rows[key] for key in sorted(rows)]
+    lines += [line for name in names for line in _samples(benchmark, work, name)]
     return "\n".join([*lines, ""])
+
+
+def _samples(benchmark: Benchmark, work: Path, name: str) -> list[str]:
+    """The best answers of a run's first seed, where the page shows them."""
+    report_file = work / name / "0" / "report.json"
+    if not benchmark.shows_samples or not report_file.is_file():
+        return []
+    lines = ["", f"## {read_example(benchmark.examples / f'{name}.toml').title}: the best answers"]
+    for sample in read_report(report_file).get("samples", ()):
+        lines += ["", f"Reward {sample['reward']:g}:", "", "```text", *sample["lines"], "```"]
+    return lines
 
 
 def _row(title: str, report_file: Path) -> str:

@@ -21,7 +21,7 @@ INTRODUCTION = (
 
 def main() -> None:
     """Run what is asked for, and write the table of all reports that are there."""
-    run_benchmark(Benchmark("use_cases", "Use cases", INTRODUCTION), __doc__)
+    run_benchmark(Benchmark("use_cases", "Use cases", INTRODUCTION, shows_samples=True), __doc__)
 
 
 if __name__ == "__main__":

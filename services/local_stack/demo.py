@@ -44,6 +44,7 @@ from services.local_stack.exports import exporting_stack
 from services.local_stack.local_services import project_folder
 from services.local_stack.local_stack import LocalStack, OnReady, StackOptions
 from services.local_stack.python_environments import example_environment
+from services.local_stack.samples import best_samples
 from services.local_stack.warm_start import exported, train_warm_model
 from services.runner.errors import RunnerError
 from services.runner.run import Summary
@@ -61,6 +62,7 @@ PARTS = ("kafka", "valkey", "learner", "aggregator", "rewarder", "applier", "gat
 _EXAMPLE = Path("examples/calculator/example.toml")
 _MARKER = ".made-by-make-demo"
 _INTERRUPTED = 130
+_SAMPLES = 3
 
 
 class Choices(msgspec.Struct, frozen=True):
@@ -207,9 +209,12 @@ class Demo:
 
     def _evaluate(self, runs: ExampleRuns, tasks: Path, when: str, kafka: KafkaSettings) -> Scores:
         scores: list[tuple[Estimate, dict[str, float]]] = []
+        run_ids: list[str] = []
         for temperature in ("1", "0"):
             title = f"held out, {when} training, {'sampled' if temperature == '1' else 'greedy'}"
-            summary = runs.run(runs.evaluation(tasks, temperature), title, kafka)
+            options = runs.evaluation(tasks, temperature)
+            summary = runs.run(options, title, kafka)
+            run_ids.append(options.run_id)
             if summary.reward is None:
                 raise RunnerError(
                     f"{title}: no rollout was scored; see {self._choices.out / 'data' / 'logs'}"
@@ -217,7 +222,7 @@ class Demo:
             self._console.print(f"{title}: {summary.reward}", highlight=False, markup=False)
             scores.append((summary.reward, summary.components))
         (sampled, components), (greedy, _) = scores
-        return Scores(sampled, greedy, components)
+        return Scores(sampled, greedy, components, run_ids[0])
 
     def _train(self, runs: ExampleRuns, tasks: Path, kafka: KafkaSettings) -> Summary:
         options = runs.training(tasks, self._choices.updates)
@@ -258,6 +263,7 @@ class Demo:
             ledger=read_ledger(kafka),
             phases=phases,
             peak_memory_mib=self._memory.peak_mib,
+            samples=best_samples(kafka, after.run_id, _SAMPLES),
         )
 
     def _write(self, report: Report) -> None:

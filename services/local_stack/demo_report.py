@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fulgurite.learning.intervals import Estimate
+from services.local_stack.samples import Sample
 from services.runner.progress import bar
 from services.runner.scoreboard import CurvePoint
 
@@ -65,6 +66,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ledger: LedgerReport
     phases: Phases
     peak_memory_mib: int
+    samples: tuple[Sample, ...] = ()
+    """The highest-rewarded sampled answers after training."""
 
 
 class Scores(msgspec.Struct, frozen=True):
@@ -73,6 +76,8 @@ class Scores(msgspec.Struct, frozen=True):
     sampled: Estimate
     greedy: Estimate
     components: dict[str, float]
+    """Of the sampled answers."""
+    run_id: str
     """Of the sampled answers."""
 
 
