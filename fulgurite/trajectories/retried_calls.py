@@ -49,8 +49,8 @@ def _siblings(calls: EpisodeCalls, ignored: Collection[str]) -> Iterator[list[Ll
     """Yield groups of two or more successful calls with one answer and the same prompt."""
     asked: dict[tuple[str, str | None, int], list[int]] = {}
     for index, (call, prompt) in enumerate(zip(calls.calls, calls.prompts, strict=True)):
-        is_sibling = prompt and call.outcome is CallOutcome.success and len(call.choices) == 1
-        if is_sibling and call.call_id not in ignored:
+        answered = call.outcome is CallOutcome.success and len(call.choices) == 1
+        if prompt and answered and call.call_id not in ignored:
             # By length first: most prompts differ in length, and hashing them would be slow.
             asked.setdefault((call.agent, call.policy, len(prompt)), []).append(index)
     for indices in asked.values():

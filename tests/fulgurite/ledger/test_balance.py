@@ -265,8 +265,14 @@ def test_actions_of_excluded_calls_have_their_reason_whatever_becomes_of_the_gro
     books = world.balance()
     assert (books.remainder, books.discrepancies) == (0, ())
     counted = {
-        account.policy: {term for term, count in account.terms.items() if count}
-        for account in books.accounts
+        policy: {
+            term
+            for account in books.accounts
+            if account.policy == policy
+            for term, count in account.terms.items()
+            if count
+        }
+        for policy in ("policy", "title")
     }
     unclosed = {EXPECTED[stage] for stage in stages if stage in (Stage.called, Stage.ended)}
     closed = set(stages) - {Stage.called, Stage.ended}

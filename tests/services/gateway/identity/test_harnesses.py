@@ -91,7 +91,7 @@ def test_a_prompt_cache_key_is_a_session_only_in_the_form_of_one(
 
 
 def test_nothing_is_read_where_the_table_is_empty() -> None:
-    off = Harnesses(GatewaySettings(harnesses={}).harnesses)
+    off = Harnesses(GatewaySettings.model_validate({"harnesses": {}}).harnesses)
     assert off.in_headers({b"session-id": THREAD.encode()}) is None
     assert off.in_body({"prompt_cache_key": THREAD}) is None
 
