@@ -26,6 +26,8 @@ import msgspec
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _FIRST_MS = 1_577_836_800_000
 """The beginning of 2020. No id is older."""
+_LAST_MS = 4_102_444_800_000
+"""The beginning of 2100."""
 
 _MARK_BITS = 40
 """Bits of a group id that mark its owner. The mark cannot be made without the secret."""
@@ -98,11 +100,11 @@ def owned_group(time_ms: int, chance: bytes, owner: str, secret: bytes) -> str:
 def minted_at(group_id: str) -> int | None:
     """The time at which a group id was made, in Unix milliseconds; None if it contains none.
 
-    An id of `external_group` contains no time, but one in a thousand looks as if it did.
+    An id of `external_group` contains no time, but one in a hundred looks as if it did.
     """
     match = _GROUP_RE.fullmatch(group_id)
     time_ms = 0 if match is None else int(match[1].translate(_TO_INT), 32) >> 80
-    return time_ms if time_ms >= _FIRST_MS else None
+    return time_ms if _FIRST_MS <= time_ms < _LAST_MS else None
 
 
 def external_group(owner: str, name: str, secret: bytes) -> str:

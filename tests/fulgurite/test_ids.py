@@ -99,6 +99,11 @@ def test_a_named_session_has_one_group_per_owner() -> None:
     assert parse_rollout(rollout_of(group, 0, SECRET)).group_id == group
 
 
+def test_few_named_sessions_look_as_if_their_ids_held_a_time() -> None:
+    groups = [external_group("key-a", f"session {number}", SECRET) for number in range(1_000)]
+    assert sum(minted_at(group) is not None for group in groups) < 50
+
+
 @given(times, chances, st.text(), st.text())
 def test_a_group_of_undeclared_calls_is_its_owners_alone(
     time_ms: int, chance: bytes, owner: str, other: str

@@ -94,7 +94,7 @@ class LogSearch:
 
 def _began_at(group_id: str) -> int | None:
     """The time before which the group has no record; None if its id does not say. The id of a
-    session that a user named holds no time, and most of these look like one in the future.
+    session that a user named holds no time, and a few of these look like one in the future.
     """
     minted = minted_at(group_id)
     return None if minted is None or minted > now_ms() + _SKEW_MS else minted - _SKEW_MS
