@@ -12,11 +12,28 @@ class Mode(StrEnum):
     """What a rollout is for."""
 
     live = "live"
-    """Production traffic; inferred episodes are trained by opt-in only."""
+    """Production traffic; trained by opt-in only (`TrainingUse`)."""
     train = "train"
     """Its actions are counted by the ledger and may carry loss."""
     val = "val"
     """Held-out evaluation: rewarded, never trained."""
+
+
+class TrainingUse(StrEnum):
+    """What training may do with the calls of a rollout, as the gateway decided it for this call."""
+
+    unknown = "unknown"
+    """Written by a newer version; the episode is not trained."""
+    by_mode = "by_mode"
+    """What its mode says: `train` is trained, `live` and `val` are not."""
+    live = "live"
+    """Live traffic of an alias that is opted in: trained like mode `train`."""
+    quota = "quota"
+    """The same, beyond its owner's quota: counted by the ledger, not trained."""
+    excluded = "excluded"
+    """Its request, its key or its person is left out: the episode is not trained, whatever its
+    mode.
+    """
 
 
 class Identity(StrEnum):
@@ -157,7 +174,9 @@ class FilterReason(StrEnum):
     collapsed = "collapsed"
     """The policy's entropy was too low on its batch; no step was made."""
     excluded = "excluded"
-    """A rule says that its call is no part of the task."""
+    """A rule says that its call is no part of the task, or its episode is left out of training."""
+    quota = "quota"
+    """Its owner had more live episodes in that hour than are trained."""
 
 
 class LedgerTerm(StrEnum):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from fulgurite.enums import CallOutcome, Identity, LogprobsMode, Mode, StatusKind
+from fulgurite.enums import CallOutcome, Identity, LogprobsMode, Mode, StatusKind, TrainingUse
 from fulgurite.events import AgentReward, AgentStatus, Choice, Declaration, LlmCall, Sampling
 from fulgurite.failures import FailureKind
 from fulgurite.ids import completion_of, derive_id, mint_group, rollout_of
@@ -58,6 +58,7 @@ def make_call(
     sampling: Sampling = SAMPLING,
     logprobs_mode: LogprobsMode = LogprobsMode.processed,
     salt: int = 0,
+    use: TrainingUse = TrainingUse.by_mode,
 ) -> LlmCall:
     """A call; `answers` has the token ids of each choice, None for a choice without."""
     rollout = rollout_id(group, index)
@@ -100,6 +101,7 @@ def make_call(
         logprobs_mode=logprobs_mode,
         started_at=at,
         finished_at=at + 5,
+        training_use=use,
     )
 
 

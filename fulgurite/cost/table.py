@@ -19,9 +19,10 @@ from enum import StrEnum
 
 import msgspec
 
+from fulgurite.calls.training_use import is_counted
 from fulgurite.cost.prices import Money, Prices, price_of, price_seconds, price_tokens
 from fulgurite.cost.tokens import action_tokens, tokens_of
-from fulgurite.enums import LedgerTerm, Mode, UpdateKind
+from fulgurite.enums import LedgerTerm, UpdateKind
 from fulgurite.events import (
     AgentStatus,
     DeadLetter,
@@ -181,7 +182,7 @@ class _Costs:
         else:
             row.cached += tokens.cached
             row.not_cached += (tokens.prompt or 0) - tokens.cached
-        if call.mode is Mode.train and call.policy is not None:
+        if call.policy is not None and is_counted(call):
             self._add_actions(row, call)
         if self._prices is not None:
             price = price_of(self._prices, call.alias, call.backend)

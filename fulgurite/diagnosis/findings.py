@@ -76,14 +76,14 @@ class Finding(EventStruct, frozen=True, kw_only=True):
 
 
 def live_only(facts: Facts) -> Iterator[Finding]:
-    """All traffic is live, which is not trained."""
+    """All traffic is live, and not opted in to training."""
     if facts.live_rollouts and facts.live_rollouts == facts.rollouts:
         yield Finding(
             name="live_only",
             what=f"all {facts.rollouts} rollouts are of mode `live`, which is recorded and not "
             "trained",
-            remedy="declare groups with `fulgurite run` or POST /v1/rollouts, or train on the "
-            "recording with `fulgurite sft`",
+            remedy="declare groups with `fulgurite run` or POST /v1/rollouts, name aliases in "
+            "FULGURITE_TRAIN_LIVE, or train on the recording with `fulgurite sft`",
             figures={"live_rollouts": facts.live_rollouts},
         )
 

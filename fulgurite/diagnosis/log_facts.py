@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from fulgurite.calls.training_use import is_counted
 from fulgurite.diagnosis.closings import (
     ClosedRow,
     Closing,
@@ -58,7 +59,8 @@ class _Attempt(EventStruct, frozen=True, kw_only=True):
 
     group_id: str
     attempt: int
-    mode: Mode
+    is_only_live: bool
+    """Whether it is live traffic of which nothing is trained."""
     failure: str | None
     calls: int
     endings: tuple[str | None, ...]
@@ -122,7 +124,7 @@ class LogFacts:
             groups=len(closed),
             groups_without_signal=sum(not _TAUGHT & words[name].keys() for name in closed),
             rollouts=len(self._rollouts()),
-            live_rollouts=sum(attempt.mode is Mode.live for attempt in attempts),
+            live_rollouts=sum(attempt.is_only_live for attempt in attempts),
             failures=Counter(attempt.failure for attempt in attempts if attempt.failure),
             unscored=len(errors),
             reward_errors=Counter(errors.values()),
@@ -163,7 +165,7 @@ class LogFacts:
         self._attempts[episode.rollout_id] = _Attempt(
             group_id=episode.group_id,
             attempt=episode.attempt,
-            mode=episode.mode,
+            is_only_live=episode.mode is Mode.live and not any(map(is_counted, episode.calls)),
             failure=str(episode.failure or episode.outcome) if has_failed else None,
             calls=len(episode.calls),
             endings=tuple(c.finish_reason for call in episode.calls for c in call.choices),

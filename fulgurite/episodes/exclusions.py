@@ -4,7 +4,8 @@ what a person types.
 Agents make such calls of their own accord, and the task's reward says nothing of them. Rules
 describe them by what a call recorded of its request. A call is excluded if any rule matches it; a
 rule matches if all its conditions hold. Other calls and rewards do not count, so a rule decides the
-same live and in a replay.
+same live and in a replay. Calls that may not be trained (`fulgurite.calls.training_use`) are
+excluded without a rule.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from fulgurite.calls.training_use import find_left_out_calls
 from fulgurite.calls.transcript import body_of, is_system, messages_in, system_prompt, text_of
 from fulgurite.episodes.episode_deltas import unpack
 from fulgurite.events import LlmCall
@@ -62,9 +64,10 @@ def parse_exclusions(text: str) -> tuple[ExclusionRule, ...]:
 
 
 def find_excluded_calls(calls: Sequence[LlmCall], rules: Sequence[ExclusionRule]) -> frozenset[str]:
-    """Ids of the calls of an attempt that a rule matches; the calls may be packed. Raises
-    BrokenDelta.
+    """Ids of the calls of an attempt that a rule matches or that may not be trained; the calls may
+    be packed. Raises BrokenDelta.
     """
+    left_out = find_left_out_calls(calls)
     likely = {
         index: found
         for index, call in enumerate(calls)
@@ -72,7 +75,7 @@ def find_excluded_calls(calls: Sequence[LlmCall], rules: Sequence[ExclusionRule]
     }
     # Expanding the texts is expensive: it is done only where a rule may ask for them.
     texts = unpack(calls, proven=True) if likely else ()
-    return frozenset(
+    return left_out | frozenset(
         texts[index].call_id
         for index, found in likely.items()
         if any(_matches_body(rule, texts[index]) for rule in found)

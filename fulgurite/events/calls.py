@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fulgurite.enums import CallOutcome, Identity, LogprobsMode, Mode
+from fulgurite.enums import CallOutcome, Identity, LogprobsMode, Mode, TrainingUse
 from fulgurite.events.base import Event, EventStruct
 from fulgurite.failures import FailureKind
 
@@ -158,3 +158,5 @@ class LlmCall(Event, frozen=True, kw_only=True):
     """
     parent_agent: str | None = None
     """The agent that started this one, as the agent names it; null where none is named."""
+    training_use: TrainingUse = TrainingUse.by_mode
+    """What training may do with its episode."""

@@ -6,9 +6,10 @@ successful train-mode action carries loss in exactly one row, or is `filtered` w
 ledger entry. Actions of an excluded call (`fulgurite.episodes.exclusions`) are
 `filtered(excluded)`, whatever became of its episode; the rest is closed as if the call had not been
 made. Actions of a frozen policy are in a row and `filtered(frozen)`; the learner accounts for
-others with a `mask`. Ledger entries are written first, so a group whose rows are complete in the
-log has all its entries too. When an episode or a reward comes late, the whole group is closed
-again.
+others with a `mask`. A group with live traffic that is opted in
+(`fulgurite.calls.training_use`) is closed like one of mode `train`. Ledger entries are written
+first, so a group whose rows are complete in the log has all its entries too. When an episode or a
+reward comes late, the whole group is closed again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
+from fulgurite.calls.training_use import find_uncounted_calls, is_opted_in, is_over_quota
 from fulgurite.enums import FilterReason, LedgerTerm, Mode
 from fulgurite.episodes.exclusions import find_excluded_calls
 from fulgurite.episodes.failure_rules import FailureRules
@@ -135,13 +137,15 @@ def _wants_reward(episode: Episode, rules: FailureRules) -> bool:
 
 
 def _reason_without_actions(episode: Episode, excluded: Collection[str]) -> FilterReason | None:
-    """Why an episode has no action of its task: no successful call at all, or only excluded ones;
-    None if it has one.
+    """Why an episode has no action to train: no successful call at all, only excluded ones, or
+    beyond a quota; None if it has one.
     """
     acted = [call.call_id for call in episode.calls if successful_actions(call)]
     if not acted:
         return FilterReason.missing
-    return FilterReason.excluded if all(call in excluded for call in acted) else None
+    if all(call in excluded for call in acted):
+        return FilterReason.excluded
+    return FilterReason.quota if is_over_quota(episode.calls) else None
 
 
 class _Closing:
@@ -159,7 +163,8 @@ class _Closing:
         self.declaration = declaration
         self.rules = rules
         self.rule = credit_rule(declaration.credit_rule if declaration else DEFAULT_CREDIT)
-        self.mode = episodes[0].mode
+        self.is_opted_in = any(is_opted_in(call) for e in episodes for call in e.calls)
+        self.mode = Mode.train if self.is_opted_in else episodes[0].mode
         self.policy = (
             declaration.policy
             if declaration
@@ -169,6 +174,9 @@ class _Closing:
         self.excluded = {
             episode.episode_id: find_excluded_calls(episode.calls, rules.exclusions)
             for episode in episodes
+        }
+        self.uncounted = {
+            call for episode in episodes for call in find_uncounted_calls(episode.calls)
         }
         finals = [member.final for member in self.members if member.final is not None]
         used = {episode.rollout_id: counted(episode, rewards) for episode in finals}
@@ -215,9 +223,10 @@ class _Closing:
 
     def entries(self) -> tuple[LedgerEntry, ...]:
         """The ledger entries of actions that no learner accounts for."""
-        return (
-            _entries(self.group_id, self.event_time, self.lost) if self.mode is Mode.train else ()
-        )
+        if self.mode is not Mode.train:
+            return ()
+        lost = (one for one in self.lost if one.action.partition("#")[0] not in self.uncounted)
+        return _entries(self.group_id, self.event_time, lost)
 
     def _combine(
         self, episode: Episode, rewards: Sequence[AgentReward]
@@ -265,7 +274,7 @@ class _Closing:
                 group_id=self.group_id,
                 rollout_id=episode.rollout_id,
                 attempt=episode.attempt,
-                mode=episode.mode,
+                mode=self.mode if self.is_opted_in else episode.mode,
                 policy=row.policy,
                 episode_revision=episode.revision,
                 group_revision=UNASSIGNED,

@@ -1,5 +1,5 @@
-"""The books: every successful train-mode action of `llm.calls` is in exactly one term, each counted
-from its own source.
+"""The books: every successful train-mode action of `llm.calls`, and of live traffic that is opted
+in, is in exactly one term, each counted from its own source.
 
     actions = trained + filtered(reason) + stale + amended     training.ledger
             + dead-lettered                                    dead.letters
@@ -27,6 +27,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
+from fulgurite.calls.training_use import is_counted, is_opted_in
 from fulgurite.enums import FilterReason, LedgerTerm, Mode
 from fulgurite.errors import CodecError
 from fulgurite.events import (
@@ -60,6 +61,10 @@ OPEN_LEARNER = "open(waits_for_learner)"
 
 GRACE_MS = 60_000
 """How long after its group's deadline an action may be open before it counts as overdue."""
+LIVE_MS = 24 * 3_600_000
+"""How long after its last call a live rollout may be open: it has no deadline, but ends by silence
+and then waits for its reward, both for as long as the processors' settings say.
+"""
 
 
 def balance(
@@ -162,7 +167,7 @@ class _Books:
         self.deadlines: dict[str, int] = {}
         self.calls: dict[str, _Call] = {}
         self.live: set[str] = set()
-        """Rollouts of mode `live`, which are not trained."""
+        """Rollouts of mode `live` with calls that are not trained."""
         self.untrained: Counter[str] = Counter()
         """Actions that are no term, by `Untrained`."""
         self.beyond: set[str] = set()
@@ -285,8 +290,13 @@ class _Books:
             call = entry.event
             if not isinstance(call, LlmCall):
                 continue
-            if call.mode is Mode.live:
+            if not is_counted(call) and call.mode is Mode.live:
                 self.live.add(call.rollout_id)
+            if is_opted_in(call):
+                # Nobody declared it: what ends it is its processors' settings.
+                self.deadlines[call.group_id] = max(
+                    self.deadlines.get(call.group_id, 0), call.finished_at + LIVE_MS
+                )
             untrained = why_untrained(call)
             if untrained is not None:
                 self.untrained[untrained.value] += len(successful_actions(call))

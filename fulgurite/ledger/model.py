@@ -42,7 +42,7 @@ class Account(EventStruct, frozen=True, kw_only=True):
     until: int
     """Offset up to which calls were counted, exclusive."""
     actions: int
-    """Distinct successful train-mode actions."""
+    """Distinct successful actions of mode `train`, and of live traffic that is opted in."""
     terms: dict[str, int]
     remainder: int
     """Actions in no term, surplus terms, and actions without a call."""
@@ -69,7 +69,7 @@ class Balance(EventStruct, frozen=True, kw_only=True):
     expired: int
     """Number of actions in the ledger whose calls retention removed; they are not counted."""
     live_rollouts: int = 0
-    """Rollouts of mode `live` in `llm.calls`; they are not part of the ledger."""
+    """Rollouts with calls of mode `live` that are not part of the ledger."""
     untrained: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Successful actions that are no part of the ledger, by why (`fulgurite.ledger.untrained`)."""
     without_learner: tuple[str, ...] = ()

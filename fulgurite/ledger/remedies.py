@@ -16,7 +16,7 @@ REMEDIES: Mapping[FilterReason, str] = {
     FilterReason.no_reward: "no reward came before the group was closed: is a reward worker "
     "running, and does its function return a number and not None?",
     FilterReason.no_baseline: "fewer than two rollouts of the group have a reward: run groups "
-    "of `-n 2` or more, or set batch.baseline in the learner's run",
+    "of `-n 2` or more, or set batch.baseline in the learner's run, as live traffic needs",
     FilterReason.no_signal: "all rewards of the group are equal, so there is nothing to "
     "compare: take tasks that the policy solves "
     "sometimes, a reward with more steps, or more rollouts a group (`-n`)",
@@ -48,8 +48,11 @@ REMEDIES: Mapping[FilterReason, str] = {
     FilterReason.collapsed: "the policy's entropy was below algorithm.entropy_stop_below, so no "
     "step was made and the learner stopped: its log says what to do",
     FilterReason.frozen: "its policy is frozen: remove `frozen` in the run's file to train it",
-    FilterReason.excluded: "a rule of FULGURITE_REWARDER_EXCLUDED_CALLS matches its call: "
-    "`fulgurite replay --exclude` tries other rules",
+    FilterReason.excluded: "a rule of FULGURITE_REWARDER_EXCLUDED_CALLS matches its call "
+    "(`fulgurite replay --exclude` tries other rules), or its request, key or person is left "
+    "out of training",
+    FilterReason.quota: "its owner had more live episodes in that hour than "
+    "FULGURITE_TRAIN_LIVE_QUOTA",
 }
 """A remedy for every reason."""
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from fulgurite.avro.codec import Codec
+from fulgurite.calls.training_use import is_opted_in
 from fulgurite.enums import Mode
 from fulgurite.errors import CodecError
 from fulgurite.events import DeadLetter, Episode, Event, LlmCall
@@ -110,16 +111,17 @@ def lost(
 
 
 def actions_of(mode: Mode, calls: Iterable[LlmCall]) -> tuple[str, ...]:
-    """The train-mode actions of these calls."""
-    return (
-        tuple(action for call in calls for action in successful_actions(call))
-        if mode is Mode.train
-        else ()
+    """The actions of these calls that the ledger counts; `mode` is their rollout's."""
+    return tuple(
+        action
+        for call in calls
+        if mode is Mode.train or is_opted_in(call)
+        for action in successful_actions(call)
     )
 
 
 def actions_in(codec: Codec, value: bytes) -> tuple[str, ...]:
-    """The train-mode actions in a record's bytes; none if these cannot be decoded."""
+    """The actions that the ledger counts in a record's bytes; none if these cannot be decoded."""
     try:
         event: Event = codec.decode(value, packed=True)
     except CodecError:

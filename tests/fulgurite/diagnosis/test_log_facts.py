@@ -17,6 +17,7 @@ from fulgurite.enums import (
     Mode,
     PrefixBreak,
     StatusKind,
+    TrainingUse,
     UpdateKind,
 )
 from fulgurite.episodes.stitching import stitch
@@ -222,6 +223,10 @@ def test_agents_that_called_another_server_are_silent() -> None:
 def test_live_rollouts_are_counted_apart() -> None:
     facts = count(*Group(1, mode=Mode.live).episodes)
     assert (facts.rollouts, facts.live_rollouts, facts.groups) == (2, 2, 0)
+    first, second = Group(1, mode=Mode.live).episodes
+    opted_in = msgspec.structs.replace(first.calls[0], training_use=TrainingUse.live)
+    facts = count(msgspec.structs.replace(first, calls=(opted_in,)), second)
+    assert (facts.rollouts, facts.live_rollouts) == (2, 1)
 
 
 def test_rewards_that_failed_or_never_came_are_counted_with_the_reason() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulgurite.avro.codec import Codec
-from fulgurite.enums import CallOutcome, FilterReason, LedgerTerm, Mode, UpdateKind
+from fulgurite.enums import CallOutcome, FilterReason, LedgerTerm, Mode, TrainingUse, UpdateKind
 from fulgurite.episodes.exclusions import ExclusionRule
 from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.episodes.stitching import stitch
@@ -32,7 +32,15 @@ from fulgurite.groups.closing import close_group
 from fulgurite.groups.group_revisions import group_closed
 from fulgurite.ids import action_id, derive_id
 from fulgurite.learning.offline import OFFLINE
-from fulgurite.ledger.balance import DEAD, GRACE_MS, OPEN_EPISODE, OPEN_GROUP, OPEN_LEARNER, balance
+from fulgurite.ledger.balance import (
+    DEAD,
+    GRACE_MS,
+    LIVE_MS,
+    OPEN_EPISODE,
+    OPEN_GROUP,
+    OPEN_LEARNER,
+    balance,
+)
 from fulgurite.ledger.model import Balance, Sources
 from fulgurite.trajectories.building import successful_actions
 from tests.synthetic import make_call, make_declared, make_reward, make_status, rollout_id
@@ -580,3 +588,13 @@ def test_live_rollouts_are_told_and_are_no_part_of_the_books() -> None:
     )
     assert (books.actions, books.live_rollouts, books.remainder) == (0, 2, 0)
     assert books.untrained == {"live": 4, "val": 2}
+
+
+def test_a_live_action_that_is_opted_in_is_open_for_a_day_before_it_is_overdue() -> None:
+    world = World()
+    call = make_call(0, mode=Mode.live, use=TrainingUse.live)
+    world.put("calls", 0, call, make_call(0, turn=1, mode=Mode.live))
+    due = call.finished_at + LIVE_MS + GRACE_MS
+    books = world.balance(now_ms=due)
+    assert (books.terms, books.untrained, books.overdue) == ({OPEN_EPISODE: 1}, {"live": 1}, ())
+    assert world.balance(now_ms=due + 1).overdue == (action_id(call.call_id, 0),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fulgurite.enums import Mode
+from fulgurite.enums import Mode, TrainingUse
 from fulgurite.ledger.untrained import UNTRAINED, Untrained, why_untrained
 from tests.synthetic import make_call
 
@@ -22,6 +22,22 @@ from tests.synthetic import make_call
 )
 def test_mode_and_policy_say_why(mode: Mode, policy: str | None, why: Untrained | None) -> None:
     assert why_untrained(make_call(mode=mode, policy=policy)) is why
+
+
+@pytest.mark.parametrize(
+    ("use", "why"),
+    [
+        (TrainingUse.live, None),
+        (TrainingUse.quota, None),
+        (TrainingUse.excluded, Untrained.left_out),
+        (TrainingUse.unknown, Untrained.left_out),
+    ],
+)
+def test_live_traffic_is_counted_by_opt_in(use: TrainingUse, why: Untrained | None) -> None:
+    assert why_untrained(make_call(mode=Mode.live, use=use)) is why
+    assert why_untrained(make_call(mode=Mode.train, use=use)) is None
+    assert why_untrained(make_call(mode=Mode.val, use=use)) is Untrained.val
+    assert why_untrained(make_call(mode=Mode.live, policy=None, use=use)) is (why or Untrained.live)
 
 
 def test_every_reason_has_words() -> None:

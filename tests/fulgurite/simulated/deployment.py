@@ -42,6 +42,7 @@ class Deployment:
         *,
         lawless: bool = False,
         poison: frozenset[str] = frozenset(),
+        learner: type[Learner] = Learner,
     ) -> None:
         """`after`: for a source, the one that must have said its first before. `lawless`: time
         passes whatever has not landed.
@@ -51,7 +52,7 @@ class Deployment:
         self._sources = [list(source) for source in sources]
         self._after = after
         self._lawless = lawless
-        self._kinds: tuple[type[Processor], ...] = (Aggregator, Rewarder, Learner, RewardWorker)
+        self._kinds: tuple[type[Processor], ...] = (Aggregator, Rewarder, learner, RewardWorker)
         self._alive: list[Processor] = [kind(self.world) for kind in self._kinds]
 
     def act(self, move: int, choice: int) -> None:

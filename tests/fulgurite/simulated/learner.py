@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from fulgurite.enums import LedgerTerm, UpdateKind
 from fulgurite.events import Event, GroupClosed, LedgerEntry, PolicyUpdate, Tombstone, Trajectory
 from fulgurite.ids import derive_id
@@ -16,9 +18,11 @@ class Learner:
     checkpoint.
     """
 
+    rules = BatchRules(groups_per_step=1, max_staleness=1_000)
+
     def __init__(self, world: World) -> None:
         self._world = world
-        self._batcher = RowBatcher("policy", BatchRules(groups_per_step=1, max_staleness=1_000))
+        self._batcher = RowBatcher("policy", self.rules)
         kept = world.checkpoint
         # A group written again, long after it was settled, is known from the ledger.
         entries = [
@@ -128,3 +132,9 @@ class Learner:
         event = self._writes.pop(0)
         self._world.append(UPDATES if isinstance(event, PolicyUpdate) else LEDGER, event)
         return True
+
+
+class LiveLearner(Learner):
+    """A learner that compares groups of one, as live traffic is, with those before."""
+
+    rules = msgspec.structs.replace(Learner.rules, baseline="moving_average")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulgurite.avro.codec import Codec
-from fulgurite.enums import Mode
+from fulgurite.enums import Mode, TrainingUse
 from fulgurite.episodes.stitching import stitch
 from fulgurite.ids import action_id
 from fulgurite.topics import MAX_MESSAGE_BYTES
@@ -158,6 +158,8 @@ def test_the_actions_of_a_record_are_told_from_its_bytes() -> None:
     )
     assert actions_in(codec, codec.encode(make_status())) == actions_in(codec, b"?") == ()
     assert actions_in(codec, codec.encode(make_call(mode=Mode.live))) == ()
+    opted_in = make_call(mode=Mode.live, use=TrainingUse.live)
+    assert actions_in(codec, codec.encode(opted_in)) == (action_id(call.call_id, 0),)
 
 
 def test_a_letter_without_bytes_says_where_to_look_when_it_is_redriven() -> None:
