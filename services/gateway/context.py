@@ -17,12 +17,13 @@ from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.gateway.dialects.answer_limits import AnswerLimits
 from services.gateway.dialects.train_sampling import TrainSamplings
-from services.gateway.identity.authenticator import Authenticator
+from services.gateway.identity.authenticator import Authenticator, plain_owner
 from services.gateway.identity.conversation_matching import MEMORY_LIMIT, ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.harnesses import Harnesses
 from services.gateway.identity.idempotency import Idempotency
 from services.gateway.identity.keys import KeyRing
+from services.gateway.identity.live_training import ROLLOUTS_IN_MEMORY, LiveTraining
 from services.gateway.identity.roles import Roles, role_aliases
 from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import MemoryStore, RedisStore, Store
@@ -67,6 +68,7 @@ class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     roles: Roles
     harnesses: Harnesses
     groups: DeclaredGroups
+    live_training: LiveTraining
     store: Store
     idempotency: Idempotency
     recorder: Recorder
@@ -169,6 +171,14 @@ def make_context(
         roles=Roles(settings.roles),
         harnesses=Harnesses(settings.harnesses),
         groups=groups,
+        live_training=LiveTraining(
+            settings.live_trained(),
+            frozenset(map(plain_owner, settings.keys_left_out())),
+            settings.subjects_left_out(),
+            settings.train_live_quota,
+            _shared_or_own(settings, store, ROLLOUTS_IN_MEMORY),
+            metrics,
+        ),
         store=store,
         idempotency=Idempotency(store),
         recorder=recorder,

@@ -193,6 +193,18 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     """JSON, alias → `{temperature, top_p, top_k, min_p}`: how its calls of mode `train` are
     sampled, whatever the agent asks for. `{}` is temperature 1 without truncation
     (docs/explanation/on-policy.md)."""
+    train_live: str = ""
+    """Aliases, comma-separated, whose live traffic is trained: calls with a plain key, by opt-in
+    (docs/how-to/train-on-live-traffic.md)."""
+    train_live_quota: int = Field(100, ge=0)
+    """Live episodes that are trained per hour of one plain key and end user. Others are
+    `filtered(quota)`. 0 is no limit."""
+    no_train_keys: SecretStr = SecretStr("")
+    """Plain keys, comma-separated, whose episodes are never trained: tenants that did not consent.
+    They must be in FULGURITE_API_KEYS, too."""
+    no_train_subjects: str = ""
+    """Subjects (`su_...`), comma-separated, whose episodes are never trained
+    (docs/explanation/identity.md#the-person)."""
     max_tokens: dict[str, Annotated[int, Field(ge=1)]] = {}
     """JSON, alias → most tokens that an answer may be asked for. An agent that asks for more gets
     this many (docs/explanation/on-policy.md)."""
@@ -352,6 +364,25 @@ class GatewaySettings(ClaimSettings, BaseSettings):
         return tuple(
             filter(None, (key.strip() for key in self.api_keys.get_secret_value().split(",")))
         )
+
+    def keys_left_out(self) -> frozenset[str]:
+        """The plain keys whose episodes are never trained."""
+        return _names(self.no_train_keys.get_secret_value())
+
+    def subjects_left_out(self) -> frozenset[str]:
+        """The subjects whose episodes are never trained."""
+        return _names(self.no_train_subjects)
+
+    def live_trained(self) -> frozenset[str]:
+        """The aliases whose live traffic is trained. Raises ValueError for one without a policy."""
+        aliases, routes = _names(self.train_live), self.routes()
+        for alias in sorted(aliases):
+            if alias not in routes or routes[alias].policy is None:
+                raise ValueError(
+                    f"FULGURITE_TRAIN_LIVE: no policy is behind {alias!r}. Name an alias of "
+                    "FULGURITE_ALIASES, or an upstream with a `policy`"
+                )
+        return aliases
 
     def adapters(self) -> frozenset[str]:
         """The policies that are LoRA adapters."""

@@ -19,6 +19,7 @@ from services.gateway.http import asgi
 from services.gateway.http.event_stream import keep_alive_s
 from services.gateway.identity.authenticator import Caller, bearer
 from services.gateway.identity.keys import CALL
+from services.gateway.identity.live_training import NO_TRAIN_HEADER
 from services.gateway.identity.rollout_resolver import (
     AGENT_HEADER,
     ROLLOUT_HEADER,
@@ -89,6 +90,14 @@ class CallBuilder:
         person = asgi.header(headers, SUBJECT_HEADER.encode()) or request.user
         draft.subject = subject_of(person, context.ring.signing_secret) if person else None
         who, call_id = await self._identify(draft, caller, self._with_request(named, draft))
+        draft.training_use = await context.live_training.use_of(
+            caller,
+            who,
+            request.alias,
+            draft.subject,
+            asgi.header(headers, NO_TRAIN_HEADER.encode()),
+            draft.started_at,
+        )
         draft.keep_alive_s = keep_alive_s(headers, context.settings.keep_alive_s)
         route = self._route(context.roles.alias_of(request.alias, who.agent), caller)
         context.recorder.check(who.mode)

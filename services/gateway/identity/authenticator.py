@@ -47,7 +47,7 @@ class Authenticator:
         self._operations = operations_key.encode() if operations_key else None
         self._ring = ring
         self._admin = admin_key.encode() if admin_key else None
-        self._plain = frozenset(_digest(key) for key in plain_keys)
+        self._plain = frozenset(plain_owner(key) for key in plain_keys)
         self._allow_any = allow_any
 
     def admit(self, authorization: str | None, now_ms: int, wanted: str = CALL_KEY) -> Caller:
@@ -62,7 +62,7 @@ class Authenticator:
             return Caller(claims.rollout, admin=False, claims=claims)
         if _same(key, self._admin):
             return Caller("admin", admin=True, claims=None)
-        owner = _digest(key)
+        owner = plain_owner(key)
         if owner in self._plain or self._allow_any:
             return Caller(owner, admin=False, claims=None)
         raise Unauthorized(f"Unknown API key: use {wanted}.")
@@ -109,5 +109,6 @@ def _same(key: str, secret: bytes | None) -> bool:
     return secret is not None and hmac.compare_digest(key.encode(), secret)
 
 
-def _digest(key: str) -> str:
+def plain_owner(key: str) -> str:
+    """The owner that a plain key stands for; never the key itself."""
     return hashlib.sha256(key.encode()).hexdigest()

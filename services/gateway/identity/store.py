@@ -47,6 +47,12 @@ class Store(Protocol):
         """Store or replace."""
         ...
 
+    async def increment(self, key: str, ttl_s: int) -> int:
+        """Add one to a count that begins at 0; returns it. It expires `ttl_s` after the last
+        increment.
+        """
+        ...
+
     async def ping(self) -> None:
         """Return if it answers."""
         ...
@@ -85,6 +91,12 @@ class MemoryStore:
         self._values[key] = (time.monotonic() + ttl_s, value)
         while len(self._values) > self._limit:
             del self._values[next(iter(self._values))]
+
+    async def increment(self, key: str, ttl_s: int) -> int:
+        """See Store."""
+        count = int(await self.get(key) or 0) + 1
+        await self.put(key, str(count).encode(), ttl_s)
+        return count
 
     async def ping(self) -> None:
         """See Store."""
@@ -137,6 +149,15 @@ class RedisStore:
             await self._redis.set(_PREFIX + key, value, ex=ttl_s)
         except RedisError as error:
             raise _unavailable() from error
+
+    async def increment(self, key: str, ttl_s: int) -> int:
+        """See Store."""
+        try:
+            count: Any = await self._redis.incr(_PREFIX + key)
+            await self._redis.expire(_PREFIX + key, ttl_s)
+        except RedisError as error:
+            raise _unavailable() from error
+        return count
 
     async def ping(self) -> None:
         """See Store."""

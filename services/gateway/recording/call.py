@@ -10,7 +10,7 @@ from time import perf_counter
 
 import msgspec
 
-from fulgurite.enums import CallOutcome, LogprobsMode
+from fulgurite.enums import CallOutcome, LogprobsMode, TrainingUse
 from fulgurite.events import Choice, LlmCall, Sampling
 from fulgurite.failures import FailureKind
 from fulgurite.tokens import prompt_hash
@@ -53,6 +53,8 @@ class Draft:
         """Longest silence of its stream in seconds; 0 is no limit."""
         self.subject: str | None = None
         """The person whose data this is."""
+        self.training_use = TrainingUse.by_mode
+        """What training may do with its episode."""
         self.raw: str | None = None
         """The body as the agent sent it."""
         self.request: ApiRequest | None = None
@@ -220,6 +222,7 @@ def _event(
         traceparent=draft.traceparent,
         subject=draft.subject,
         parent_agent=who.parent_agent,
+        training_use=draft.training_use,
     )
 
 

@@ -117,6 +117,13 @@ class Metrics:
             ("result",),
             registry=self.registry,
         )
+        self.training_uses = Counter(
+            "fulgurite_gateway_training_uses",
+            "Calls that are not treated as their mode says: live (trained), quota or excluded "
+            "(not trained), and quotas that were not asked for (store_down).",
+            ("use",),
+            registry=self.registry,
+        )
         self.responses = Counter(
             "fulgurite_gateway_responses",
             "Recorded responses that requests named: found in memory or in the log, not_found, "

@@ -198,14 +198,15 @@ class Gateway:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncGenerator[Gateway]:
-    """A gateway that is there within this context."""
+async def running(folder: Path, **changes: Any) -> AsyncGenerator[Gateway]:
+    """A gateway that is there within this context. `changes`: further settings."""
     settings = GatewaySettings.model_validate(
         {
             "api_keys": f"{KEY},{OTHER_KEY}",
             "signing_keys": "k1:0123456789abcdef0123456789abcdef",
             "upstreams": _UPSTREAMS,
             "data_dir": folder,
+            **changes,
         }
     )
     producer, upstream = CodecProducer(), ScriptedUpstream()

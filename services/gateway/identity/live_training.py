@@ -1,0 +1,114 @@
+"""Decides for each call what training may do with its episode: by the opt-in of its alias, the
+quota of its owner, and who is left out.
+
+The decision is written into the call's event, and what reads the log follows it. So a replay agrees
+with it, whatever the settings are by then.
+"""
+
+from __future__ import annotations
+
+from fulgurite.enums import Mode, TrainingUse
+from services.common.runtime import logs
+from services.gateway.identity.authenticator import Caller
+from services.gateway.identity.rollout_resolver import Identified
+from services.gateway.identity.store import Store
+from services.gateway.identity.store_patience import StorePatience
+from services.gateway.telemetry.metrics import Metrics
+
+log = logs.get(__name__)
+
+NO_TRAIN_HEADER = "x-fulgurite-no-train"
+ROLLOUTS_IN_MEMORY = 100_000
+"""Rollouts and counts that a gateway without Redis remembers: some 30 MB."""
+_HOUR_S = 3600
+_REMEMBER_S = 24 * _HOUR_S
+_WITHIN, _BEYOND = b"1", b"0"
+
+
+class LiveTraining:
+    """What training may do with calls."""
+
+    def __init__(
+        self,
+        aliases: frozenset[str],
+        owners_left_out: frozenset[str],
+        subjects_left_out: frozenset[str],
+        quota: int,
+        store: Store,
+        metrics: Metrics,
+    ) -> None:
+        """`quota`: episodes per owner and subject that are trained in an hour; 0 is no limit."""
+        self._aliases = aliases
+        self._owners = owners_left_out
+        self._subjects = subjects_left_out
+        self._quota = quota
+        self._store = store
+        self._uses = metrics.training_uses
+        self._patience = StorePatience(
+            metrics.training_uses.labels("store_down").inc,
+            lambda: log.warning(
+                "live calls are not trained, because their quota is unknown: the store (REDIS_URL) "
+                "does not answer"
+            ),
+        )
+
+    async def use_of(
+        self,
+        caller: Caller,
+        who: Identified,
+        alias: str,
+        subject: str | None,
+        refusal: str | None,
+        now_ms: int,
+    ) -> TrainingUse:
+        """What training may do with a call. `refusal`: the value of its `x-fulgurite-no-train`."""
+        use = await self._use_of(caller, who, alias, subject, refusal, now_ms)
+        if use is not TrainingUse.by_mode:
+            self._uses.labels(use.value).inc()
+        return use
+
+    async def _use_of(
+        self,
+        caller: Caller,
+        who: Identified,
+        alias: str,
+        subject: str | None,
+        refusal: str | None,
+        now_ms: int,
+    ) -> TrainingUse:
+        if is_refusal(refusal) or caller.owner in self._owners or subject in self._subjects:
+            return TrainingUse.excluded
+        # A key of a declared rollout, or the admin's, which may name one, brings its own mode.
+        is_plain = caller.claims is None and not caller.admin
+        if not is_plain or who.mode is not Mode.live or alias not in self._aliases:
+            return TrainingUse.by_mode
+        if self._quota and not await self._is_within(
+            f"{caller.owner}:{subject or ''}", who.rollout_id, now_ms
+        ):
+            return TrainingUse.quota
+        return TrainingUse.live
+
+    async def _is_within(self, owner: str, rollout_id: str, now_ms: int) -> bool:
+        """Whether the rollout is one of those that its owner may have trained in the hour of its
+        first call. Without an answer of the store it is not.
+        """
+        decided = await self._patience.ask(lambda: self._decide(owner, rollout_id, now_ms))
+        return decided == _WITHIN
+
+    async def _decide(self, owner: str, rollout_id: str, now_ms: int) -> bytes:
+        key = f"live:{rollout_id}"
+        known = await self._store.get(key)
+        if known is not None:
+            return known
+        hour = now_ms // (1000 * _HOUR_S)
+        count = await self._store.increment(f"live_quota:{owner}:{hour}", 2 * _HOUR_S)
+        decided = _WITHIN if count <= self._quota else _BEYOND
+        # Of two first calls at once, one decides.
+        return await self._store.put_new(key, decided, _REMEMBER_S) or decided
+
+
+def is_refusal(value: str | None) -> bool:
+    """Whether a value of `x-fulgurite-no-train` leaves the call out: anything but nothing, `0` and
+    `false`.
+    """
+    return (value or "").strip().lower() not in ("", "0", "false")
