@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fulgurite.enums import Mode, StatusKind
+from fulgurite.enums import Mode, StatusKind, TrainingUse
 from fulgurite.episodes.exclusions import ExclusionRule
 from fulgurite.events import AgentReward, AgentStatus, Event, GroupClosed, LlmCall, Trajectory
 from fulgurite.topics import AGENT_REWARDS, EPISODES, LLM_CALLS, TRAJECTORIES, Topic
@@ -256,6 +256,22 @@ def test_with_the_live_rules_excluded_calls_are_replayed_to_the_byte(
     monkeypatch.delenv("FULGURITE_REWARDER_EXCLUDED_CALLS")
     _, report = replayed(log)
     assert report.unmet == [group_id(1)]
+
+
+def test_live_traffic_is_replayed_to_the_byte_by_what_was_decided_of_its_calls() -> None:
+    log = MemoryLog()
+    live = LiveProcessors(log)
+    uses = (TrainingUse.live, TrainingUse.by_mode, TrainingUse.live)
+    calls = [make_call(1, 0, turn, mode=Mode.live, use=use) for turn, use in enumerate(uses)]
+    live.take([*calls, make_status(1, 0, StatusKind.timed_out, mode=Mode.live)])
+    live.close()
+    live.take([make_reward(1, 0, 1.0, at=9_000)])
+    live.close()
+    live.take([make_call(1, 0, 3, mode=Mode.live, use=TrainingUse.excluded)])
+    live.close()
+    sink, report = replayed(log)
+    assert (sink.values, report.unmet) == (live_values(log), [])
+    assert [closed.mode for closed in closings(log)] == [Mode.train] * 3
 
 
 @pytest.mark.parametrize("rules", ["[{}]", "title", '[{"system": "("}]'])

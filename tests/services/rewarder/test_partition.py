@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulgurite.avro.codec import Codec
-from fulgurite.enums import FilterReason, Mode, StatusKind
+from fulgurite.enums import FilterReason, Mode, StatusKind, TrainingUse
 from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.episodes.stitching import Input, stitch, supersede
 from fulgurite.events import (
@@ -707,6 +707,31 @@ def test_excluded_calls_are_accounted_for_and_wait_for_no_reward() -> None:
         FilterReason.excluded,
         {action_id(title.call_id, 0), action_id(only.calls[0].call_id, 0)},
     )
+    assert discrepancies(rewarder.log) == 0
+
+
+def test_live_traffic_that_is_opted_in_waits_for_its_reward_and_a_late_one_closes_it_again() -> (
+    None
+):
+    live = make_call(0, 0, 0, at=NOW, mode=Mode.live, use=TrainingUse.live)
+    silent = make_status(0, 0, StatusKind.timed_out, at=NOW + 10, mode=Mode.live)
+    episode = stitch([live, silent])
+    assert episode is not None
+    rewarder = Rewarder(MemoryLog(), live_wait_s=300)
+    put(rewarder.log, msgspec.structs.replace(episode, group_id=GROUP))
+    rewarder.run(ms=290_000)
+    assert rewarder.closings() == []
+    rewarder.run(ms=60_000)
+    entry, stone = rewarder.newest()
+    assert isinstance(entry, LedgerEntry)
+    assert isinstance(stone, Tombstone)
+    assert (entry.reason, stone.reason) == (FilterReason.no_reward, FilterReason.no_reward)
+    put(rewarder.log, reward(0, 1.0, 400_000))
+    rewarder.run()
+    (row,) = rewarder.newest()
+    assert isinstance(row, Trajectory)
+    assert (row.mode, row.episode_reward) == (Mode.train, 1.0)
+    assert rewarder.all_acked()
     assert discrepancies(rewarder.log) == 0
 
 
