@@ -109,6 +109,13 @@ def replay(
             "live ones (FULGURITE_REWARDER_EXCLUDED_CALLS).",
         ),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SUBJECT",
+            help="Leave the episodes of this subject (su_...) out of training. Repeatable.",
+        ),
+    ] = None,
     append: Annotated[
         bool, typer.Option("--append", help="Allow a target that is not empty, and add to it.")
     ] = False,
@@ -123,8 +130,8 @@ def replay(
     again.
 
     With unchanged rules the result equals the live trajectories byte for byte. With another reward
-    function, credit rule, weights or exclusions, each group is closed once, with all its events in
-    the log.
+    function, credit rule, weights or exclusions, or without some people, each group is closed once,
+    with all its events in the log.
 
     It is safe beside live traffic: it reads up to the end offsets at its start, commits no offsets
     and never writes to a topic of the deployment. `fulgurite train --topic TOPIC` trains on the
@@ -140,7 +147,7 @@ def replay(
         if from_beginning == (from_datetime is not None):
             raise BadArgument("give either --from-beginning or --from-datetime ISO")
         since = None if from_datetime is None else parse_datetime(from_datetime)
-        changes = _changes(credit, weight or (), exclude, rescored=bool(reward))
+        changes = _changes(credit, weight or (), exclude, without or (), rescored=bool(reward))
         if rejudge and not reward:
             raise BadArgument(
                 "--rejudge needs --reward FILE.py:FN: the log has the rewards, but not the "
@@ -168,7 +175,12 @@ def replay(
 
 
 def _changes(
-    credit: str | None, weights: Sequence[str], exclude: str | None, *, rescored: bool
+    credit: str | None,
+    weights: Sequence[str],
+    exclude: str | None,
+    without: Sequence[str],
+    *,
+    rescored: bool,
 ) -> Changes:
     if credit is not None:
         credit_rule(credit)
@@ -176,8 +188,18 @@ def _changes(
         exclusions = None if exclude is None else parse_exclusions(exclude)
     except ValueError as error:
         raise BadArgument(f"--exclude: {error}") from error
+    for subject in without:
+        if not subject.startswith("su_"):
+            raise BadArgument(
+                f"--without {subject!r} is no subject: give what the person's calls have as "
+                "`subject`, su_... (docs/explanation/identity.md says how to find it)"
+            )
     return Changes(
-        credit=credit, weights=read_weights(weights), exclusions=exclusions, rescored=rescored
+        credit=credit,
+        weights=read_weights(weights),
+        exclusions=exclusions,
+        without=frozenset(without),
+        rescored=rescored,
     )
 
 

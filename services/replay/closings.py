@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from fulgurite.enums import TrainingUse
 from fulgurite.episodes.exclusions import ExclusionRule
 from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.events import (
@@ -63,6 +64,8 @@ class Changes(EventStruct, frozen=True, kw_only=True):
     """The weights of named rewards to use instead."""
     exclusions: tuple[ExclusionRule, ...] | None = None
     """The rules for calls that are no part of the task, to use instead."""
+    without: frozenset[str] = frozenset()
+    """Subjects whose episodes are left out of training."""
     rescored: bool = False
     """Whether another reward function's rewards replace those of the log."""
 
@@ -199,6 +202,7 @@ def reclose(
     ms). Raises UnknownRule.
     """
     rules = settings.rules()
+    episodes = [_left_out(e) if e.subject in changes.without else e for e in episodes]
     if changes.exclusions is not None:
         rules = msgspec.structs.replace(rules, exclusions=changes.exclusions)
     declared = group.declaration
@@ -211,6 +215,14 @@ def reclose(
         group.group_id, changed(declared, episodes, changes), episodes, rewards, rules
     )
     return Closing(rows=_without_entries(outputs, group_closed(outputs, episodes, rewards, None)))
+
+
+def _left_out(episode: Episode) -> Episode:
+    """The episode as if its person had been left out of training when its calls were made."""
+    calls = (
+        msgspec.structs.replace(call, training_use=TrainingUse.excluded) for call in episode.calls
+    )
+    return msgspec.structs.replace(episode, calls=tuple(calls))
 
 
 def changed(

@@ -21,7 +21,7 @@ import pytest
 from confluent_kafka import Producer
 
 from fulgurite.avro.codec import Codec
-from fulgurite.enums import CallOutcome, EpisodeOutcome, FilterReason, Mode, StatusKind
+from fulgurite.enums import CallOutcome, EpisodeOutcome, FilterReason, Mode, StatusKind, TrainingUse
 from fulgurite.events import (
     AgentReward,
     AgentStatus,
@@ -55,7 +55,14 @@ from services.common.kafka.topic_admin import create_topics
 from services.common.processes.process import ChildProcess
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.ports import free_ports
-from tests.synthetic import make_call, make_declared, make_group, make_reward, make_status
+from tests.synthetic import (
+    group_id,
+    make_call,
+    make_declared,
+    make_group,
+    make_reward,
+    make_status,
+)
 
 pytestmark = pytest.mark.engine
 
@@ -415,6 +422,42 @@ def test_verdicts_retries_late_calls_and_poison(deployment: Deployment) -> None:
     letters = [event for event in deployment.read(DEAD_LETTERS) if isinstance(event, DeadLetter)]
     assert len({letter.event_id for letter in letters}) == 32
     assert {letter.stage for letter in letters} == {"aggregator", "rewarder"}
+
+
+def test_live_traffic_that_is_opted_in_is_closed_for_training(deployment: Deployment) -> None:
+    times = {
+        "FULGURITE_AGGREGATOR_SILENCE_S": "2",
+        "FULGURITE_REWARDER_LIVE_WAIT_S": "2",
+        "FULGURITE_REWARDER_AMEND_EVERY_S": "0",
+    }
+    deployment.start("aggregator", "rewarder", **times)
+    now = int(time.time() * 1000)
+    uses = (TrainingUse.live, TrainingUse.live, TrainingUse.quota, TrainingUse.excluded)
+    deployment.publish(
+        [
+            *(
+                make_call(number, at=now, mode=Mode.live, use=use)
+                for number, use in enumerate(uses)
+            ),
+            *(make_reward(number, 0, 1.0, at=now + 10) for number in (0, 2, 3)),
+        ]
+    )
+    wait_until(lambda: len(rows(deployment)) == 4, "all groups are closed")
+    deployment.publish([make_reward(1, 0, 0.5, at=now + 10)])
+    wait_until(lambda: len(rows(deployment)) == 5, "the late vote closes its group again")
+    assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
+    found = [row for row in rows(deployment) if isinstance(row, Trajectory | Tombstone)]
+    assert {
+        (row.group_id, row.mode, row.reason if isinstance(row, Tombstone) else None)
+        for row in found
+    } == {
+        (group_id(0), Mode.train, None),
+        (group_id(1), Mode.train, FilterReason.no_reward),
+        (group_id(1), Mode.train, None),
+        (group_id(2), Mode.train, FilterReason.quota),
+        (group_id(3), Mode.live, FilterReason.excluded),
+    }
+    assert sorted(str(entry.reason) for entry in entries(deployment)) == ["no_reward", "quota"]
 
 
 def test_rewards_that_leave_float32_stop_nobody_and_train_nothing(deployment: Deployment) -> None:

@@ -12,9 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fulgurite.enums import Mode, StatusKind, TrainingUse
+from fulgurite.enums import FilterReason, Mode, StatusKind, TrainingUse
 from fulgurite.episodes.exclusions import ExclusionRule
-from fulgurite.events import AgentReward, AgentStatus, Event, GroupClosed, LlmCall, Trajectory
+from fulgurite.events import (
+    AgentReward,
+    AgentStatus,
+    Event,
+    GroupClosed,
+    LlmCall,
+    Tombstone,
+    Trajectory,
+)
 from fulgurite.topics import AGENT_REWARDS, EPISODES, LLM_CALLS, TRAJECTORIES, Topic
 from services.replay.closings import Changes, reclose
 from services.replay.replay import Report, run
@@ -256,6 +264,28 @@ def test_with_the_live_rules_excluded_calls_are_replayed_to_the_byte(
     monkeypatch.delenv("FULGURITE_REWARDER_EXCLUDED_CALLS")
     _, report = replayed(log)
     assert report.unmet == [group_id(1)]
+
+
+def test_a_replay_without_a_person_leaves_all_of_their_episodes_out_of_training() -> None:
+    log = MemoryLog()
+    declared = make_declared(1, 3)
+    subjects = ("su_1", "su_2", None)
+    calls = [
+        msgspec.structs.replace(make_call(1, index), subject=subject)
+        for index, subject in enumerate(subjects)
+    ]
+    ends = [make_status(1, index) for index in range(3)]
+    log.append(
+        declared, *calls, *ends, *(make_reward(1, index, float(index)) for index in range(3))
+    )
+    sink, report = replayed(log, Changes(without=frozenset({"su_1"})))
+    stones = [row for row in sink.rows if isinstance(row, Tombstone)]
+    rows = [row for row in sink.rows if isinstance(row, Trajectory)]
+    assert [(stone.rollout_id, stone.reason) for stone in stones] == [
+        (calls[0].rollout_id, FilterReason.excluded)
+    ]
+    assert [(row.subject, row.group_members_scored) for row in rows] == [("su_2", 2), (None, 2)]
+    assert (report.closed, report.unmet) == (1, [])
 
 
 def test_live_traffic_is_replayed_to_the_byte_by_what_was_decided_of_its_calls() -> None:
