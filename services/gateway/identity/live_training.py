@@ -62,31 +62,23 @@ class LiveTraining:
         now_ms: int,
     ) -> TrainingUse:
         """What training may do with a call. `refusal`: the value of its `x-fulgurite-no-train`."""
-        use = await self._use_of(caller, who, alias, subject, refusal, now_ms)
+        use = TrainingUse.by_mode
+        if is_refusal(refusal) or caller.owner in self._owners or subject in self._subjects:
+            use = TrainingUse.excluded
+        elif self._is_opted_in(caller, who, alias):
+            owner = f"{caller.owner}:{subject or ''}"
+            is_within = not self._quota or await self._is_within(owner, who.rollout_id, now_ms)
+            use = TrainingUse.live if is_within else TrainingUse.quota
         if use is not TrainingUse.by_mode:
             self._uses.labels(use.value).inc()
         return use
 
-    async def _use_of(
-        self,
-        caller: Caller,
-        who: Identified,
-        alias: str,
-        subject: str | None,
-        refusal: str | None,
-        now_ms: int,
-    ) -> TrainingUse:
-        if is_refusal(refusal) or caller.owner in self._owners or subject in self._subjects:
-            return TrainingUse.excluded
-        # A key of a declared rollout, or the admin's, which may name one, brings its own mode.
+    def _is_opted_in(self, caller: Caller, who: Identified, alias: str) -> bool:
+        """Whether it is live traffic of an alias that is opted in. A key of a declared rollout, or
+        the admin's, which may name one, brings a mode of its own.
+        """
         is_plain = caller.claims is None and not caller.admin
-        if not is_plain or who.mode is not Mode.live or alias not in self._aliases:
-            return TrainingUse.by_mode
-        if self._quota and not await self._is_within(
-            f"{caller.owner}:{subject or ''}", who.rollout_id, now_ms
-        ):
-            return TrainingUse.quota
-        return TrainingUse.live
+        return is_plain and who.mode is Mode.live and alias in self._aliases
 
     async def _is_within(self, owner: str, rollout_id: str, now_ms: int) -> bool:
         """Whether the rollout is one of those that its owner may have trained in the hour of its
