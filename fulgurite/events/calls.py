@@ -160,3 +160,12 @@ class LlmCall(Event, frozen=True, kw_only=True):
     """The agent that started this one, as the agent names it; null where none is named."""
     training_use: TrainingUse = TrainingUse.by_mode
     """What training may do with its episode."""
+    variant: str | None = None
+    """What answered, as a route names it: `policy@1.3`, `policy` (its newest version),
+    `upstream:alias`; with parameters `policy@1.3,temperature=0.7`. Null in older records and in
+    refused calls.
+    """
+    propensity: float | None = None
+    """Share with which the rollout was given this variant, in (0, 1]; null where it was not given
+    by share: in older records, or where another version answered in place of the given one.
+    """

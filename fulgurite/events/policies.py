@@ -78,18 +78,22 @@ class PolicyUpdate(Event, frozen=True, kw_only=True):
 
 
 class RouteTarget(EventStruct, frozen=True, kw_only=True):
-    """A version of a policy and its share of the traffic."""
+    """A version of a policy, or another upstream's model, and its share of the traffic."""
 
     policy: str
-    """The policy."""
+    """The policy; empty for an upstream."""
     version: str | None = None
     """Null: the newest update."""
     weight: float
     """Relative share, not negative."""
+    upstream: str | None = None
+    """Alias of FULGURITE_UPSTREAMS that answers; null: the policy does."""
+    parameters: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    """Sampling parameters where a request sets none, by their names in requests."""
 
 
 class PolicyRoute(Event, frozen=True, kw_only=True):
-    """Which versions serve an alias. Topic `policy.routes`."""
+    """Which variants serve an alias. Topic `policy.routes`."""
 
     alias: str
     """Model name that agents ask for; the Kafka key."""

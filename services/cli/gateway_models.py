@@ -20,13 +20,17 @@ class GatewaySilent(Exception):
     """The gateway cannot be asked; the text says why and which variable to check."""
 
 
-class _Model(msgspec.Struct):
+class Model(msgspec.Struct):
+    """An alias, as the gateway lists it."""
+
     id: str
     policy: str | None = None
+    upstream: bool = False
+    """Whether it is an alias of FULGURITE_UPSTREAMS."""
 
 
 class _Models(msgspec.Struct):
-    data: list[_Model]
+    data: list[Model]
 
 
 def is_served(name: str) -> bool:
@@ -55,6 +59,11 @@ def is_served(name: str) -> bool:
 
 def aliases_of_gateway() -> dict[str, str | None]:
     """Map aliases to their policies, None for models of other upstreams. Raises GatewaySilent."""
+    return {model.id: model.policy for model in models_of_gateway()}
+
+
+def models_of_gateway() -> list[Model]:
+    """The gateway's aliases. Raises GatewaySilent."""
     url = f"{root_of(RunnerSettings().gateway_url)}/v1/models"
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {_key()}"})
     try:
@@ -71,7 +80,7 @@ def aliases_of_gateway() -> dict[str, str | None]:
             f"{url} does not answer ({getattr(error, 'reason', error)}): check "
             "FULGURITE_GATEWAY_URL"
         ) from error
-    return {model.id: model.policy for model in models.data}
+    return models.data
 
 
 def policy_of(alias: str) -> str:

@@ -215,7 +215,7 @@ def list_topics() -> None:
 
 
 routes = typer.Typer(
-    no_args_is_help=True, help="Choose which versions serve an alias: canary, promotion, rollback."
+    no_args_is_help=True, help="Choose which variants serve an alias: canary, promotion, rollback."
 )
 app.add_typer(routes, name="routes")
 
@@ -229,7 +229,7 @@ Reason = Annotated[
 
 @routes.callback()
 def _routes() -> None:
-    """Choose which versions serve an alias: canary, promotion, rollback."""
+    """Choose which variants serve an alias: canary, promotion, rollback."""
 
 
 @routes.command("set")
@@ -239,7 +239,9 @@ def set_route(
         list[str],
         typer.Argument(
             metavar="TARGET...",
-            help="POLICY@EPOCH.STEP=SHARE, or POLICY=SHARE for the newest version.",
+            help="POLICY@EPOCH.STEP=SHARE, POLICY=SHARE for the newest version, or "
+            "upstream:ALIAS=SHARE for a model of FULGURITE_UPSTREAMS. Sampling parameters stand "
+            "before the share: policy@1.3,temperature=0.7=SHARE.",
         ),
     ],
     reason: Reason = "by hand",
@@ -248,11 +250,12 @@ def set_route(
         typer.Option(min=0, help="Seconds to wait until backends serve the route; 0: do not wait."),
     ] = 30.0,
 ) -> None:
-    """Route an alias to one or more versions, by share.
+    """Route an alias to one or more variants, by share.
 
     Replaces the alias's route, waits until backends serve it, and exits 1 if none does. Refuses an
-    alias that the gateway does not know, and a version that was never published or whose weights
-    are deleted. A rollout keeps the version it began with. A backend holds one version of full
+    alias or upstream that the gateway does not know, a version that was never published or whose
+    weights are deleted, and fractions that do not add up to 1. A rollout keeps the variant it began
+    with while that has a share. A backend holds one version of full
     weights: backends load the version with the greatest share, and those whose applier has
     FULGURITE_APPLIER_CANARY load the next.
 

@@ -46,15 +46,18 @@ class RouteEffect:
     def wait(self, targets: Sequence[RouteTarget], wait_s: float) -> bool:
         """Wait, and print which backends serve each target. False if one is served by no backend.
 
-        True at once if `wait_s` is 0 or no applier has ever reported.
+        True at once if `wait_s` is 0 or no applier has ever reported. Upstreams load nothing.
         """
         wanted = [
             (target.policy, target.version or self._newest(target.policy))
             for target in targets
-            if target.weight > 0
+            if target.weight > 0 and target.upstream is None
         ]
         backends = set[str]().union(*(self._backends.get(policy, set()) for policy, _ in wanted))
         console = make_console()
+        if not wanted:
+            console.print("written; gateways follow it within a second.")
+            return True
         if not backends or not wait_s:
             why = "not waited for" if backends else "no applier has reported yet"
             console.print(f"written; {why}. `fulgurite status` shows what is served.")

@@ -14,6 +14,8 @@ from urllib.parse import unquote, urlparse
 from fulgurite.enums import ArtifactFormat, UpdateKind
 from fulgurite.events import PolicyUpdate, RouteTarget
 from fulgurite.learning.target_version import TargetVersion
+from fulgurite.parameters import Number
+from fulgurite.selection.variants import UPSTREAM, name_variant
 from fulgurite.topics import POLICY_UPDATES
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 from services.common.kafka.codec import make_codec
@@ -21,7 +23,20 @@ from services.common.kafka.consumer import read_all
 from services.common.kafka.settings import KafkaSettings
 
 _POLICY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_UPSTREAM = re.compile(r"upstream:[^\s,=]+")
 _NUMBER = re.compile(r"\d+\.\d+")
+_SHARE_ERROR = 1e-6
+
+PARAMETERS = {
+    "temperature": Number(1.0),
+    "top_p": Number(1.0, 0.01, 1.0),
+    "top_k": Number(0.0),
+    "min_p": Number(0.0, 0.0, 1.0),
+    "presence_penalty": Number(0.0, -2.0, 2.0),
+    "frequency_penalty": Number(0.0, -2.0, 2.0),
+    "repetition_penalty": Number(1.0, 0.01),
+}
+"""Sampling parameters that a target may set."""
 
 
 class BadTarget(ValueError):
@@ -31,32 +46,65 @@ class BadTarget(ValueError):
 def parse_targets(texts: Sequence[str]) -> tuple[RouteTarget, ...]:
     """Parse targets such as `policy@1.3=0.9`, or `policy=0.1` for the newest version.
 
-    Without a share it is 1. Raises BadTarget.
+    `upstream:gpt-4o-mini=0.1` is an alias of FULGURITE_UPSTREAMS, and
+    `policy@1.3,temperature=0.7=0.1` has a sampling parameter. Without a share it is 1. Raises
+    BadTarget.
     """
     targets = tuple(_target(text) for text in texts)
-    if not any(target.weight > 0 for target in targets):
+    shares = [target.weight for target in targets]
+    if not any(share > 0 for share in shares):
         raise BadTarget(
             "at least one target needs a share above 0; `fulgurite routes clear` removes a route"
         )
-    if len({(target.policy, target.version) for target in targets}) < len(targets):
-        raise BadTarget("a target is given twice: name each policy or version once")
+    # Whole numbers are relative: 9 and 1 are 0.9 and 0.1. Of fractions one was mistyped.
+    if not all(share.is_integer() for share in shares) and abs(sum(shares) - 1) > _SHARE_ERROR:
+        raise BadTarget(f"the shares add up to {sum(shares):g}: fractions must add up to 1")
+    if len({name_variant(target) for target in targets}) < len(targets):
+        raise BadTarget("a target is given twice: name each variant once")
     return targets
 
 
 def _target(text: str) -> RouteTarget:
-    name, equals, share = text.partition("=")
+    answers, *settings = text.split(",")
+    if settings:
+        settings[-1], equals, share = settings[-1].rpartition("=")
+    else:
+        answers, equals, share = answers.partition("=")
     try:
         weight = float(share) if equals else 1.0
-        policy, at, _ = name.partition("@")
-        version = str(parse_version(name)) if at else None
+        is_upstream = answers.startswith(UPSTREAM)
+        policy, at, _ = answers.partition("@")
+        version = str(parse_version(answers)) if at and not is_upstream else None
+        parameters = dict(_parameter(setting) for setting in settings)
     except (ValueError, MalformedVersion) as error:
         raise BadTarget(f"{text!r}: {error}") from error
-    if not math.isfinite(weight) or weight < 0 or not _POLICY.fullmatch(policy):
+    pattern = _UPSTREAM if is_upstream else _POLICY
+    if not math.isfinite(weight) or weight < 0 or not pattern.fullmatch(policy):
         raise BadTarget(
-            f"{text!r} is neither policy@epoch.step=share nor policy=share, with a share of 0 "
-            "or more"
+            f"{text!r} is neither policy@epoch.step=share nor policy=share nor "
+            "upstream:alias=share, with a share of 0 or more"
         )
-    return RouteTarget(policy=policy, version=version, weight=weight)
+    if is_upstream:
+        upstream = answers.removeprefix(UPSTREAM)
+        return RouteTarget(policy="", upstream=upstream, weight=weight, parameters=parameters)
+    return RouteTarget(policy=policy, version=version, weight=weight, parameters=parameters)
+
+
+def _parameter(setting: str) -> tuple[str, float]:
+    """Parse `temperature=0.7`. Raises ValueError."""
+    name, equals, value = setting.partition("=")
+    if name not in PARAMETERS or not equals:
+        raise ValueError(
+            f"{setting!r} is not parameter=value, before the share; the parameters are: "
+            f"{', '.join(PARAMETERS)}"
+        )
+    try:
+        number = PARAMETERS[name].parse(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be {error}, not {value!r}") from error
+    if name == "top_k" and not number.is_integer():
+        raise ValueError(f"top_k must be a whole number, not {value!r}")
+    return name, number
 
 
 class Published:
@@ -160,17 +208,30 @@ def read_published(kafka: KafkaSettings) -> Published:
     return published
 
 
-def check_alias(alias: str, aliases: Mapping[str, str | None]) -> None:
+def check_alias(
+    alias: str, aliases: Mapping[str, str | None], *, upstreams_only: bool = False
+) -> None:
     """Check that the gateway has the alias and trains its policy. Raises BadTarget.
 
-    `aliases`: the gateway's aliases, with their policies.
+    `aliases`: the gateway's aliases, with their policies. `upstreams_only`: all targets are
+    upstreams, for which the alias needs no policy.
     """
     if alias not in aliases:
         raise BadTarget(
             f"the gateway has no alias {alias!r}; its aliases are: {', '.join(sorted(aliases))}"
         )
-    if aliases[alias] is None:
+    if aliases[alias] is None and not upstreams_only:
         raise BadTarget(
             f"the alias {alias!r} goes to a model of FULGURITE_UPSTREAMS, which has no "
-            "versions to choose from"
+            "versions to choose from: it can be routed to targets upstream:ALIAS only"
         )
+
+
+def check_upstreams(targets: Sequence[RouteTarget], upstreams: Collection[str]) -> None:
+    """Check that the gateway has the upstreams that targets name. Raises BadTarget."""
+    for target in targets:
+        if target.upstream is not None and target.upstream not in upstreams:
+            raise BadTarget(
+                f"the gateway has no upstream {target.upstream!r}; FULGURITE_UPSTREAMS has: "
+                f"{', '.join(sorted(upstreams)) or 'none'}"
+            )

@@ -1,4 +1,4 @@
-"""Implements `fulgurite routes`: chooses which versions serve an alias.
+"""Implements `fulgurite routes`: chooses which variants serve an alias.
 
 It writes `policy.routes`, which gateways and appliers follow within a second.
 """
@@ -13,11 +13,18 @@ import typer
 
 from fulgurite.events import PolicyRoute, RouteTarget
 from fulgurite.ids import derive_id
+from fulgurite.selection.variants import name_variant
 from fulgurite.topics import POLICY_ROUTES
 from services.cli.errors import report_errors
-from services.cli.gateway_models import GatewaySilent, aliases_of_gateway
+from services.cli.gateway_models import GatewaySilent, models_of_gateway
 from services.cli.route_effect import RouteEffect
-from services.cli.route_targets import BadTarget, check_alias, parse_targets, read_published
+from services.cli.route_targets import (
+    BadTarget,
+    check_alias,
+    check_upstreams,
+    parse_targets,
+    read_published,
+)
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
 from services.common.kafka.producer import EventProducer
@@ -50,10 +57,11 @@ def change_route(
     Returns False if none does. No targets remove the route, and nothing is waited for. Raises
     BadTarget, LogUnavailable.
     """
-    policies = {RunnerSettings().policy, *_check_alias(alias)}
+    policies = {RunnerSettings().policy, *_check_alias(alias, targets)}
     published = read_published(kafka)
     for target in targets:
-        published.check(target, policies)
+        if target.upstream is None:
+            published.check(target, policies)
     with RouteEffect(kafka, published) as effect:
         write_route(kafka, alias, targets, reason)
         list_routes_command()
@@ -74,20 +82,23 @@ def clear_route_command(alias: str, reason: str) -> None:
     list_routes_command()
 
 
-def _check_alias(alias: str) -> list[str]:
-    """Return the gateway's policies. Raises BadTarget for an alias that it does not have.
+def _check_alias(alias: str, targets: Sequence[RouteTarget]) -> list[str]:
+    """Return the gateway's policies. Raises BadTarget for an alias or upstream that it lacks.
 
     If the gateway cannot be asked, prints a warning and returns none.
     """
     try:
-        aliases = aliases_of_gateway()
+        models = models_of_gateway()
     except GatewaySilent as error:
         make_console(stderr=True).print(
             "[yellow]routes:[/yellow] "
             f"{plain(f'cannot check whether {alias!r} is an alias: {error}')}"
         )
         return []
-    check_alias(alias, aliases)
+    aliases = {model.id: model.policy for model in models}
+    only = bool(targets) and all(target.upstream is not None for target in targets)
+    check_alias(alias, aliases, upstreams_only=only)
+    check_upstreams(targets, [model.id for model in models if model.upstream])
     return [policy for policy in aliases.values() if policy is not None]
 
 
@@ -147,4 +158,5 @@ def write_route(
 
 
 def _shown(target: RouteTarget) -> str:
-    return f"{target.version or f'{target.policy} (newest)'}={target.weight:g}"
+    newest = " (newest)" if target.version is None and target.upstream is None else ""
+    return f"{name_variant(target)}{newest}={target.weight:g}"

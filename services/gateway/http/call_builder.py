@@ -14,6 +14,7 @@ from structlog.contextvars import bind_contextvars
 from fulgurite.ids import completion_of, subject_of
 from services.gateway.context import GatewayContext
 from services.gateway.dialects.dialect import Dialect
+from services.gateway.dialects.variant_parameters import fill_parameters
 from services.gateway.errors import ExpiredKey, Forbidden, GatewayError, UnknownModel
 from services.gateway.http import asgi
 from services.gateway.http.event_stream import keep_alive_s
@@ -99,8 +100,11 @@ class CallBuilder:
             draft.started_at,
         )
         draft.keep_alive_s = keep_alive_s(headers, context.settings.keep_alive_s)
-        route = self._route(context.roles.alias_of(request.alias, who.agent), caller)
+        route = self._route(context.roles.alias_of(request.alias, who.agent), caller, who)
         context.recorder.check(who.mode)
+        request, draft.sampling = fill_parameters(
+            request, draft.sampling, route, self._dialect, context.sampling
+        )
         request, draft.sampling, limited = context.answer_limits.apply(request, draft.sampling)
         request, draft.sampling, sampled = context.train_sampling.apply(
             request, draft.sampling, route, who.mode
@@ -157,11 +161,12 @@ class CallBuilder:
         bind_contextvars(rollout_id=who.rollout_id, call_id=call_id)
         return draft.owner
 
-    def _route(self, alias: str, caller: Caller) -> Route:
+    def _route(self, alias: str, caller: Caller, who: Identified) -> Route:
+        """The first route of the rollout's variant. Raises UnknownModel."""
         claims = caller.claims
         if claims is not None and claims.served_by and alias == claims.alias:
             alias = claims.served_by
-        route = self._context.dispatcher.router.find(alias)
-        if route is None:
+        router = self._context.dispatcher.router
+        if router.find(alias) is None:
             raise UnknownModel(alias, self._context.routes)
-        return route
+        return router.candidates(alias, who.rollout_id)[0]

@@ -41,7 +41,7 @@ class ModelsEndpoint:
     def _body(self, name: str | None) -> dict[str, Any]:
         routes = self._context.routes
         if name is None:
-            data = [_model(route) for route in routes.values()]
+            data = [self._model(route) for route in routes.values()]
             ids = list(routes)
             return {
                 "object": "list",
@@ -53,17 +53,17 @@ class ModelsEndpoint:
         route = self._context.dispatcher.router.find(name)
         if route is None:
             raise UnknownModel(name, routes)
-        return _model(route)
+        return self._model(route)
 
-
-def _model(route: Route) -> dict[str, Any]:
-    return {
-        "id": route.alias,
-        "object": "model",
-        "created": 0,
-        "owned_by": "fulgurite",
-        "policy": route.policy,
-        "type": "model",
-        "display_name": route.alias,
-        "created_at": "1970-01-01T00:00:00Z",
-    }
+    def _model(self, route: Route) -> dict[str, Any]:
+        return {
+            "id": route.alias,
+            "object": "model",
+            "created": 0,
+            "owned_by": "fulgurite",
+            "policy": route.policy,
+            "upstream": route.alias in self._context.settings.upstreams,
+            "type": "model",
+            "display_name": route.alias,
+            "created_at": "1970-01-01T00:00:00Z",
+        }

@@ -223,6 +223,8 @@ def _event(
         subject=draft.subject,
         parent_agent=who.parent_agent,
         training_use=draft.training_use,
+        variant=route.variant if route else None,
+        propensity=route.propensity if route else None,
     )
 
 

@@ -102,9 +102,7 @@ class _Answer:
         """
         dispatcher, call = self._dispatcher, self._call
         problem: GatewayError | None = None
-        for route in dispatcher.health.order(
-            dispatcher.router.candidates(call.route.alias, call.who.rollout_id), time.monotonic()
-        ):
+        for route in dispatcher.health.order(self._candidates(), time.monotonic()):
             call.route = route
             try:
                 reply = await self._ask(route, recorded)
@@ -129,6 +127,17 @@ class _Answer:
             dispatcher.failovers.labels(route.backend).inc()
         assert problem is not None, "there is always a route"
         raise problem
+
+    def _candidates(self) -> tuple[Route, ...]:
+        """The routes of the rollout's variant, best first.
+
+        A call was prepared for the kind and the parameters of its variant, so it stays there if the
+        alias was routed to others while it waited.
+        """
+        prepared = self._call.route
+        found = self._dispatcher.router.candidates(prepared.alias, self._call.who.rollout_id)
+        fits = (found[0].kind, found[0].parameters) == (prepared.kind, prepared.parameters)
+        return found if fits else (prepared,)
 
     async def __aexit__(
         self,

@@ -30,6 +30,12 @@ class Route(msgspec.Struct, frozen=True):
     """Of full weights: the version that the backend last proved to serve. A backend that restarted
     since, and has not been brought to it yet, refuses the call.
     """
+    variant: str | None = None
+    """What answers by this route, as calls record it; None for a route as configured."""
+    propensity: float | None = None
+    """Share with which the rollout was given the variant; None if it was given another one."""
+    parameters: tuple[tuple[str, float], ...] = ()
+    """The variant's sampling parameters, for requests that set none."""
 
     def reported(self, version: str | None) -> str | None:
         """The version that answered: what the engine reports; of an adapter's bare base model, that

@@ -1,23 +1,26 @@
-"""Routing: alias → versions by weight → backends that serve them, the best first. Pure but for the
+"""Routing: alias → variants by weight → backends that serve them, the best first. Pure but for the
 view of the log that it reads.
 
-A rollout always gets the same version of a weighted route, and the same backend while that is up,
+A rollout always gets the same variant of a weighted route, and the same backend while that is up,
 since its prefix cache is there. Both come from rendezvous hashing, so that several gateways agree
-without talking, and a backend that comes or goes moves only its own share. Backends that proved the
-wanted version come first. The others follow with what they serve, for a roll-out, a fail-over or a
-log without updates. A full-weight backend reports which version answered; an adapter's version is
-its name.
+without talking, and a backend that comes or goes moves only its own share. A gateway remembers what
+it gave a rollout, which keeps it as long as the route gives that variant a share. Backends that
+proved the wanted version come first. The others follow with what they serve, for a roll-out, a
+fail-over or a log without updates. A full-weight backend reports which version answered; an
+adapter's version is its name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import TypeVar
 
 import msgspec
 
+from fulgurite.events import RouteTarget
+from fulgurite.selection.variants import name_variant, with_parameters
 from fulgurite.versions import MalformedVersion, base_version, parse_version
 from services.gateway.upstream.policies import PolicyView
 from services.gateway.upstream.route import Route
@@ -27,13 +30,15 @@ T = TypeVar("T")
 _FULL = 1 << 64
 _KEPT = 4096
 """Choices remembered, so that the turns of a rollout are not hashed again."""
+_GIVEN = 1 << 16
+"""Rollouts whose variant is remembered, for when the route changes; some 20 MB."""
 
 
 class Target(msgspec.Struct, frozen=True):
-    """One version of an alias, its share of the rollouts, and the routes to it."""
+    """One variant of an alias, its share of the rollouts, and the routes to it."""
 
     key: str
-    """`policy@1.3`, or `policy` for whatever is newest: the choice that a rollout keeps."""
+    """The variant's name: the choice that a rollout keeps."""
     weight: float
     ready: tuple[Route, ...]
     """Backends that proved to serve it."""
@@ -54,7 +59,7 @@ def ranked(rollout: str, items: Iterable[T], name: Callable[[T], str]) -> list[T
     return sorted(items, key=lambda item: score(rollout, name(item)), reverse=True)
 
 
-def weighted(rollout: str, targets: tuple[Target, ...]) -> Target:
+def weighted(rollout: str, targets: Sequence[Target]) -> Target:
     """Weighted rendezvous: shares by weight, and a changed weight moves only the rollouts that it
     must.
     """
@@ -84,6 +89,10 @@ class Router:
         self._generation = -1
         self._plans: dict[str, tuple[Target, ...]] = {}
         self._chosen: dict[tuple[str, str], tuple[Route, ...]] = {}
+        self._given: dict[tuple[str, str], tuple[str, float]] = {}
+        """The variant that a rollout was given for an alias and its share then; the least recently
+        used first.
+        """
 
     def candidates(self, alias: str, rollout: str) -> tuple[Route, ...]:
         """The routes for a call of this rollout, best first; at least one. Raises KeyError for an
@@ -113,19 +122,22 @@ class Router:
         return route if target.ready else None
 
     def unserved(self) -> dict[str, list[str]]:
-        """By alias, the versions that its route names and no backend serves. Calls for them are
-        answered by other versions.
+        """By alias, the variants that its route names and that are not served: no backend has the
+        version, or there is no such upstream. Calls for them are answered by other variants.
         """
-        plans = {
-            alias: self._plan(route)
-            for alias, route in self._routes.items()
-            if self._view.targets(alias)
-        }
-        found = {
-            alias: [target.key for target in plan if "@" in target.key and not target.ready]
-            for alias, plan in plans.items()
-        }
-        return {alias: keys for alias, keys in found.items() if keys}
+        found: dict[str, list[str]] = {}
+        for alias, route in self._routes.items():
+            targets = [target for target in self._view.targets(alias) if target.weight > 0]
+            served = {target.key: bool(target.ready) for target in self._plan(route)}
+            missing = [
+                key
+                for target in targets
+                if (target.version or target.upstream) is not None
+                and not served.get(key := name_variant(target))
+            ]
+            if missing:
+                found[alias] = missing
+        return found
 
     def _choose(self, alias: str, rollout: str) -> tuple[Route, ...]:
         plan = self._plans.get(alias)
@@ -134,8 +146,29 @@ class Router:
             if route is None:
                 raise KeyError(alias)
             plan = self._plans[alias] = self._plan(route)
-        target = plan[0] if len(plan) == 1 else weighted(rollout, plan)
-        return (*ranked(rollout, target.ready, _backend), *ranked(rollout, target.others, _backend))
+        target, propensity = self._give((alias, rollout), plan)
+        routes = (
+            *ranked(rollout, target.ready, _backend),
+            *ranked(rollout, target.others, _backend),
+        )
+        return tuple(
+            msgspec.structs.replace(route, propensity=propensity)
+            if route.variant == target.key
+            else route
+            for route in routes
+        )
+
+    def _give(self, who: tuple[str, str], plan: Sequence[Target]) -> tuple[Target, float]:
+        """The variant that a rollout keeps, else one by weight; and its share when it was given."""
+        given = self._given.pop(who, None)
+        target = next((one for one in plan if given is not None and one.key == given[0]), None)
+        if given is None or target is None:
+            target = plan[0] if len(plan) == 1 else weighted(who[1], plan)
+            given = target.key, target.weight / sum(one.weight for one in plan)
+        if len(self._given) >= _GIVEN:
+            del self._given[next(iter(self._given))]
+        self._given[who] = given
+        return target, given[1]
 
     def _configured(self, alias: str) -> Route | None:
         """The route of an alias; for a version, that of an alias which its policy serves."""
@@ -151,27 +184,53 @@ class Router:
         return route.kind == "vllm" and route.backend in self._backends
 
     def _plan(self, route: Route) -> tuple[Target, ...]:
-        if route.policy is None or not self._is_ours(route):
-            return (Target(route.alias, 1.0, (route,), ()),)
-        if route.alias not in self._routes:
-            return (self._target(route, route.policy, route.alias, 1.0),)
-        targets = [
-            (t.policy, t.version, t.weight) for t in self._view.targets(route.alias) if t.weight > 0
-        ]
-        return tuple(
-            self._target(route, *target) for target in targets or [(route.policy, None, 1.0)]
+        is_ours = route.policy is not None and self._is_ours(route)
+        configured = RouteTarget(
+            policy=(route.policy or "") if is_ours else "",
+            version=route.alias if route.alias not in self._routes else None,
+            upstream=None if is_ours else route.alias,
+            weight=1.0,
         )
+        routed = () if configured.version else self._view.targets(route.alias)
+        targets = [
+            target
+            for target in routed
+            if target.weight > 0 and (is_ours if target.upstream is None else self._has(target))
+        ]
+        return tuple(self._target(route, target) for target in targets or [configured])
 
-    def _target(self, route: Route, policy: str, version: str | None, weight: float) -> Target:
-        wanted = version or self._view.newest(policy)
-        make = self._adapter if policy in self._adapters else self._full
+    def _has(self, target: RouteTarget) -> bool:
+        """Whether FULGURITE_UPSTREAMS has the target's upstream."""
+        upstream = self._routes.get(target.upstream or "")
+        return upstream is not None and not self._is_ours(upstream)
+
+    def _target(self, route: Route, target: RouteTarget) -> Target:
+        key, parameters = name_variant(target), tuple(sorted(target.parameters.items()))
+        if target.upstream is not None:
+            changes = {"alias": route.alias, "variant": key, "parameters": parameters}
+            upstream = msgspec.structs.replace(self._routes[target.upstream], **changes)
+            return Target(key, target.weight, (upstream,), ())
         candidates = [
-            make(msgspec.structs.replace(route, policy=policy, backend=b, base_url=url), wanted)
+            self._serving(
+                msgspec.structs.replace(
+                    route, policy=target.policy, backend=b, base_url=url, parameters=parameters
+                ),
+                target,
+                key,
+            )
             for b, url in self._backends.items()
         ]
         ready = tuple(route for route, fits in candidates if fits)
         others = tuple(route for route, fits in candidates if not fits)
-        return Target(version or policy, weight, ready, others)
+        return Target(key, target.weight, ready, others)
+
+    def _serving(self, route: Route, target: RouteTarget, key: str) -> tuple[Route, bool]:
+        """The route to what a backend serves, and whether that is the target."""
+        wanted = target.version or self._view.newest(target.policy)
+        make = self._adapter if target.policy in self._adapters else self._full
+        found, fits = make(route, wanted)
+        variant = key if fits or target.version is None else _variant_of(found)
+        return msgspec.structs.replace(found, variant=variant), fits
 
     def _full(self, route: Route, wanted: str) -> tuple[Route, bool]:
         """A backend with weights of its own: it serves one version, under the policy's name."""
@@ -200,6 +259,13 @@ class Router:
 
 def _backend(route: Route) -> str:
     return route.backend
+
+
+def _variant_of(route: Route) -> str:
+    """What a backend serves in place of the version that was asked for."""
+    return with_parameters(
+        route.version or route.expects or route.policy or "", dict(route.parameters)
+    )
 
 
 def _order(version: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from services.cli.route_targets import (
     BadTarget,
     Published,
     check_alias,
+    check_upstreams,
     missing_file,
     parse_targets,
 )
@@ -29,6 +30,31 @@ def test_shares_and_the_newest() -> None:
     )
 
 
+def test_upstreams_and_parameters() -> None:
+    assert parse_targets(
+        ["policy,temperature=0.7,top_k=20=0.5", "upstream:a/b@c=0.25", "policy=0.25"]
+    ) == (
+        RouteTarget(policy="policy", weight=0.5, parameters={"temperature": 0.7, "top_k": 20.0}),
+        RouteTarget(policy="", upstream="a/b@c", weight=0.25),
+        RouteTarget(policy="policy", weight=0.25),
+    )
+
+
+def test_whole_numbers_are_relative_shares_and_fractions_add_up_to_one() -> None:
+    assert [target.weight for target in parse_targets(["policy@1.3=9", "policy=1"])] == [9, 1]
+    assert len(parse_targets(["policy@1.1=0.1", "policy@1.2=0.2", "policy=0.7"])) == 3
+    with pytest.raises(BadTarget, match=r"add up to 1\.1: fractions"):
+        parse_targets(["policy@1.3=0.9", "policy=0.2"])
+
+
+def test_an_upstream_that_the_gateway_lacks_is_refused() -> None:
+    targets = parse_targets(["policy=0.5", "upstream:gpt=0.5"])
+    check_upstreams(targets, ["gpt"])
+    with pytest.raises(BadTarget, match=r"no upstream 'gpt'; FULGURITE_UPSTREAMS has: big"):
+        check_upstreams(targets, ["big"])
+    check_alias("big", {"big": None}, upstreams_only=True)
+
+
 @pytest.mark.parametrize(
     "targets",
     [
@@ -42,6 +68,17 @@ def test_shares_and_the_newest() -> None:
         ["policy=0"],
         [],
         ["p", "p=2"],
+        ["policy@1.3=0.9", "policy=0.2"],
+        ["policy=0.5"],
+        ["upstream:=1"],
+        ["upstream:a b=1"],
+        ["policy,temperature=0.5"],
+        ["policy,temperature=hot=1"],
+        ["policy,temperature=-1=1"],
+        ["policy,top_k=0.5=1"],
+        ["policy,max_tokens=5=1"],
+        ["policy,top_p=0.5,temperature=1"],
+        ["policy,temperature=1=1", "policy,temperature=1.0=1"],
     ],
 )
 def test_what_is_none(targets: list[str]) -> None:

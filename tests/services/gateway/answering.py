@@ -65,6 +65,9 @@ class ScriptedUpstream(UpstreamClient):
         self.pieces: Sequence[bytes] = ()
         self.headers: Mapping[str, str] = {}
         self.error: Exception | None = None
+        self.asked: list[tuple[str, Any]] = []
+        """Backend and body of each request."""
+        self.was_asked = asyncio.Event()
 
     async def post(
         self,
@@ -75,6 +78,8 @@ class ScriptedUpstream(UpstreamClient):
         traceparent: str | None,
         extra: Mapping[str, str],
     ) -> UpstreamReply:
+        self.asked.append((route.backend, msgspec.json.decode(body)))
+        self.was_asked.set()
         if self.error is not None:
             raise self.error
         return ScriptedReply(self.pieces, self.headers)
@@ -134,7 +139,8 @@ class Gateway:
         self, context: GatewayContext, upstream: ScriptedUpstream, producer: CodecProducer
     ) -> None:
         self.metrics = context.metrics
-        self._upstream = upstream
+        self.policies = context.policies.view
+        self.upstream = upstream
         self._producer = producer
         self._endpoints = {dialect.path: Endpoint(context, dialect) for dialect in DIALECTS}
 
@@ -152,7 +158,7 @@ class Gateway:
 
         `asked_with`: headers of the request.
         """
-        upstream, sent = self._upstream, list[Message]()
+        upstream, sent = self.upstream, list[Message]()
         upstream.error = pieces if isinstance(pieces, Exception) else None
         upstream.pieces = () if isinstance(pieces, Exception) else pieces
         upstream.headers = {"content-type": SSE if body.get("stream") else JSON} | dict(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fulgurite.enums import ApplyOutcome, UpdateKind
 from fulgurite.events import PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
+from services.gateway.upstream import routing
 from services.gateway.upstream.policies import PolicyView
 from services.gateway.upstream.route import Route
 from services.gateway.upstream.routing import Router, Target, ranked, weighted
@@ -339,3 +340,105 @@ def test_an_adapter_and_its_base_can_be_asked_for_by_name() -> None:
     assert town.backends(alias="writer@1.1")[0] == "west"
     assert set(town.models("writer@0.0").values()) == {"policy"}
     assert town.router.find("writer@1.2") is None
+
+
+def to_upstream(upstream: str, weight: float, **parameters: float) -> RouteTarget:
+    return RouteTarget(policy="", upstream=upstream, weight=weight, parameters=parameters)
+
+
+def split(alias: str, *targets: RouteTarget) -> PolicyRoute:
+    return PolicyRoute(
+        event_id="r", event_time=3, alias=alias, targets=targets, reason="", author=""
+    )
+
+
+def test_a_share_of_the_rollouts_goes_to_another_upstream_under_the_same_alias() -> None:
+    town = Town(route(), route("gpt", None, "openai", "gpt"))
+    policy = RouteTarget(policy="policy", weight=0.8)
+    town.says(split("policy", policy, to_upstream("gpt", 0.2, temperature=0.5)))
+    first = [town.router.candidates("policy", rollout)[0] for rollout in ROLLOUTS]
+    counts = Counter((way.variant, way.propensity) for way in first)
+    assert set(counts) == {("policy", 0.8), ("upstream:gpt,temperature=0.5", 0.2)}
+    assert abs(counts["policy", 0.8] / len(ROLLOUTS) - 0.8) < 0.03
+    other = next(way for way in first if way.backend == "gpt")
+    assert (other.alias, other.kind, other.policy) == ("policy", "openai", None)
+    assert other.parameters == (("temperature", 0.5),)
+
+
+def test_a_rollout_keeps_its_variant_and_propensity_while_that_has_a_share() -> None:
+    town = Town(route(), route("gpt", None, "openai", "gpt"))
+
+    def given() -> dict[str, tuple[str | None, float | None]]:
+        found = {rollout: town.router.candidates("policy", rollout)[0] for rollout in ROLLOUTS}
+        return {rollout: (way.variant, way.propensity) for rollout, way in found.items()}
+
+    newest = RouteTarget(policy="policy", weight=0.9)
+    town.says(split("policy", newest, to_upstream("gpt", 0.1)))
+    before = given()
+    town.says(split("policy", msgspec.structs.replace(newest, weight=1), to_upstream("gpt", 9)))
+    assert given() == before
+    assert town.router.candidates("policy", "ro_new")[0].propensity in (0.1, 0.9)
+    town.says(split("policy", newest, to_upstream("gpt", 0)))
+    kept = given()
+    assert {rollout: kept[rollout] for rollout in ROLLOUTS if before[rollout][0] == "policy"} == {
+        rollout: old for rollout, old in before.items() if old[0] == "policy"
+    }
+    assert {kept[rollout] for rollout in ROLLOUTS if before[rollout][0] != "policy"} == {
+        ("policy", 1.0)
+    }
+
+
+def test_only_the_latest_rollouts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "_GIVEN", 2)
+    town = Town(route(), route("gpt", None, "openai", "gpt"))
+    town.says(split("policy", RouteTarget(policy="policy", weight=1)))
+    for rollout in ("ro_1", "ro_2", "ro_1", "ro_3"):
+        town.router.candidates("policy", rollout)
+        town.view.generation += 1
+    town.says(split("policy", RouteTarget(policy="policy", weight=1e-9), to_upstream("gpt", 1.0)))
+    found = {r: town.router.candidates("policy", r)[0].variant for r in ("ro_3", "ro_1", "ro_2")}
+    assert found == {"ro_3": "policy", "ro_1": "policy", "ro_2": "upstream:gpt"}
+
+
+def test_what_stands_in_for_a_missing_version_is_named_and_was_not_given_by_share() -> None:
+    town = Town(route(), backends={"east": "http://east"})
+    town.says(claim("policy"), update("policy@1.1"), update("policy@1.2"))
+    town.says(applied("east", "policy@1.2"), pinned("policy", {"policy@1.1": 1.0}))
+    (way,) = town.router.candidates("policy", "ro_1")
+    assert (way.variant, way.propensity) == ("policy@1.2", None)
+    town.says(applied("east", "policy@1.1"))
+    (way,) = town.router.candidates("policy", "ro_1")
+    assert (way.variant, way.propensity) == ("policy@1.1", 1.0)
+    adapters = Town(
+        route("sql", "writer"), adapters=frozenset({"writer"}), backends={"east": "http://east"}
+    )
+    adapters.says(pinned("sql", {"writer@1.1": 1.0}))
+    assert adapters.router.candidates("sql", "ro_1")[0].variant == "writer@0.0"
+
+
+def test_every_alias_names_its_variant() -> None:
+    town = Town(route(), route("gpt", None, "openai", "gpt"))
+    for alias, variant in (("policy", "policy"), ("gpt", "upstream:gpt")):
+        way = town.router.candidates(alias, "ro_1")[0]
+        assert (way.variant, way.propensity) == (variant, 1.0)
+    town.says(claim("policy"), update("policy@1.1"), applied("west", "policy@1.1"))
+    way = town.router.candidates("policy@1.1", "ro_1")[0]
+    assert (way.variant, way.propensity) == ("policy@1.1", 1.0)
+
+
+def test_an_alias_of_an_upstream_is_split_between_upstreams_only() -> None:
+    town = Town(route("gpt", None, "openai", "gpt"), route("big", None, "openai", "big"), route())
+    town.says(
+        split(
+            "gpt",
+            to_upstream("gpt", 1.0),
+            to_upstream("big", 1.0),
+            to_upstream("gone", 2.0),
+            to_upstream("policy", 2.0),
+            RouteTarget(policy="policy", weight=1.0),
+        )
+    )
+    found = Counter(town.backends(rollout, "gpt")[0] for rollout in ROLLOUTS)
+    assert set(found) == {"gpt", "big"}
+    assert town.router.candidates("gpt", "ro_1")[0].propensity == 0.5
+    assert town.router.unserved() == {"gpt": ["upstream:gone", "upstream:policy"]}

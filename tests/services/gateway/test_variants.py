@@ -1,0 +1,114 @@
+"""Which variant answers a call, with which parameters, and what the call records of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest_asyncio
+
+from fulgurite.enums import CallOutcome
+from fulgurite.events import PolicyRoute, RouteTarget
+from services.gateway.errors import NotReady
+from tests.services.gateway.answering import Answer, Gateway, running
+
+REPLY = json.dumps(
+    {
+        "id": "u1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "hi"},
+                "finish_reason": "stop",
+            }
+        ],
+    }
+).encode()
+
+
+@pytest_asyncio.fixture
+async def gateway(tmp_path: Path) -> AsyncGenerator[Gateway]:
+    async with running(tmp_path) as made:
+        yield made
+
+
+def to(upstream: str, weight: float, **parameters: float) -> RouteTarget:
+    return RouteTarget(policy="", upstream=upstream, weight=weight, parameters=parameters)
+
+
+def route(gateway: Gateway, *targets: RouteTarget) -> None:
+    gateway.policies.apply(
+        PolicyRoute(event_id="r", event_time=1, alias="odd", targets=targets, reason="", author="")
+    )
+
+
+async def ask(gateway: Gateway, session: str, **body: Any) -> Answer:
+    return await gateway.answer(
+        "/v1/chat/completions",
+        [REPLY],
+        asked_with={"x-claude-code-session-id": session},
+        model="odd",
+        messages=[{"role": "user", "content": "hi"}],
+        **body,
+    )
+
+
+async def test_each_call_of_a_rollout_records_the_variant_that_answered_and_its_share(
+    gateway: Gateway,
+) -> None:
+    route(gateway, to("odd", 3), to("oddv", 1))
+    seen: dict[str, Answer] = {}
+    for turn in range(2):
+        for session in map(str, range(40)):
+            answer = await ask(gateway, session)
+            before = seen.setdefault(session, answer).call
+            assert (answer.call.variant, answer.call.backend) == (before.variant, before.backend)
+        route(gateway, to("odd", 1), to("oddv", 3 + turn))
+    found = {(answer.call.variant, answer.call.propensity) for answer in seen.values()}
+    assert found == {("upstream:odd", 0.75), ("upstream:oddv", 0.25)}
+    for answer in seen.values():
+        assert answer.call.alias == "odd"
+        ours = answer.call.variant == "upstream:oddv"
+        assert json.loads(answer.body)["model"] == ("odd" if ours else "m")
+        assert answer.call.policy == ("policy" if ours else None)
+
+
+async def test_a_variant_sets_the_sampling_that_the_agent_leaves_open(gateway: Gateway) -> None:
+    route(gateway, to("odd", 1, temperature=0.5, top_k=20.0))
+    answer = await ask(gateway, "a", temperature=0.9)
+    _, body = gateway.upstream.asked[-1]
+    assert (body["temperature"], body["top_k"]) == (0.9, 20)
+    assert isinstance(body["top_k"], int)
+    sampling = answer.call.sampling
+    assert (sampling.temperature, sampling.top_k) == (0.9, 20)
+    assert answer.call.variant == "upstream:odd,temperature=0.5,top_k=20"
+    assert "top_k" not in json.loads(answer.call.request or ""), "as the agent sent it"
+    embedded = await gateway.answer("/v1/embeddings", [b"{}"], model="odd", input="a")
+    assert embedded.call.variant == answer.call.variant
+    assert "temperature" not in gateway.upstream.asked[-1][1]
+
+
+async def test_a_refused_call_has_no_variant(gateway: Gateway) -> None:
+    refused = await gateway.answer("/v1/chat/completions", [], model="nobody", messages=[])
+    assert (refused.call.variant, refused.call.propensity) == (None, None)
+
+
+async def test_a_call_that_waits_stays_with_the_variant_that_it_was_prepared_for(
+    gateway: Gateway,
+) -> None:
+    route(gateway, to("oddv", 1))
+    waiting = asyncio.create_task(
+        gateway.answer("/v1/chat/completions", NotReady("oddv", "v"), model="odd", messages=[])
+    )
+    await gateway.upstream.was_asked.wait()
+    route(gateway, to("odd", 1))
+    gateway.upstream.error, gateway.upstream.pieces = None, [REPLY]
+    call = (await waiting).call
+    assert (call.outcome, call.backend) == (CallOutcome.success, "oddv")
+    assert (call.variant, call.propensity) == ("upstream:oddv", 1.0)
