@@ -8,6 +8,7 @@
     ├── BadClaim                a payload that is stored elsewhere is missing or altered
     ├── BadPrices               a price file is not TOML of the expected form
     ├── BrokenDelta             a delta and its parent do not give the recorded call
+    ├── NoSupport               a log does not say what another router would have earned
     └── UnknownRule             a credit rule or built-in reward with an unknown name or wrong parameters
 
 Ids and versions raise their own `ValueError`s (`fulgurite.ids.MalformedId`,
@@ -47,6 +48,10 @@ class BadPrices(FulguriteError):
 
 class BrokenDelta(FulguriteError):
     """A delta and its parent do not give the recorded call."""
+
+
+class NoSupport(FulguriteError):
+    """A log does not support an estimate: a variant has no share in it, or too few episodes."""
 
 
 class UnknownRule(FulguriteError):

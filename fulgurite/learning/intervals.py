@@ -81,7 +81,17 @@ def _wilson(mean: float, count: int) -> tuple[float, float]:
 
 def estimate_difference(differences: Sequence[float]) -> Estimate:
     """Estimate the mean of paired differences, at least one, by Student's t."""
-    mean = sum(differences) / len(differences)
-    alike = max(differences) == min(differences)
-    low, high = (None, None) if alike else _student_interval(mean, differences)
-    return Estimate(mean, low, high, len(differences))
+    return estimate_by_student([[difference] for difference in differences])
+
+
+def estimate_by_student(groups: Sequence[Sequence[float]]) -> Estimate:
+    """Estimate the mean over all values, at least one, by Student's t over the groups' means.
+
+    For differences and weighted values, which are no shares even where all are 0 or 1.
+    """
+    values = [value for group in groups for value in group]
+    mean = sum(values) / len(values)
+    means = [sum(group) / len(group) for group in groups]
+    alike = max(means) == min(means)
+    low, high = (None, None) if alike else _student_interval(mean, means)
+    return Estimate(mean, low, high, len(values))

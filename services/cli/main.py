@@ -65,6 +65,10 @@ COMMANDS = {
         "services.cli.try_reward:try_reward",
         "Compare reward functions on recorded episodes; write nothing.",
     ),
+    "select": (
+        "services.cli.selection:app",
+        "Choose between variants of an alias by what they earn.",
+    ),
     "rollouts": (
         "services.cli.rollouts:app",
         "List the rollouts in the log, or show one as a timeline of its calls and rewards.",
