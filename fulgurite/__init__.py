@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         PolicyApplied,
         PolicyRoute,
         PolicyUpdate,
+        PromptUpdate,
         Tombstone,
         Trajectory,
     )
@@ -39,6 +40,7 @@ __all__ = [
     "PolicyApplied",
     "PolicyRoute",
     "PolicyUpdate",
+    "PromptUpdate",
     "Tombstone",
     "Trajectory",
     "Transition",

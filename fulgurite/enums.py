@@ -205,6 +205,17 @@ class UpdateKind(StrEnum):
     """A new version of the weights exists."""
 
 
+class PromptKind(StrEnum):
+    """Kind of a prompt update."""
+
+    unknown = "unknown"
+    """A kind from a newer version."""
+    set = "set"
+    """A new version of the prompt, in force from now on."""
+    rollback = "rollback"
+    """An earlier version, or none, is in force again."""
+
+
 class ArtifactFormat(StrEnum):
     """What an artifact holds."""
 

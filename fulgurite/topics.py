@@ -22,6 +22,7 @@ from fulgurite.events import (
     PolicyApplied,
     PolicyRoute,
     PolicyUpdate,
+    PromptUpdate,
     Tombstone,
     Trajectory,
 )
@@ -101,6 +102,7 @@ TRAJECTORIES = Topic(
 POLICY_UPDATES = Topic("policy.updates", Key.policy, 1, "delete", -1, (PolicyUpdate,))
 POLICY_ROUTES = Topic("policy.routes", Key.alias, 1, "compact", -1, (PolicyRoute,))
 POLICY_APPLIED = Topic("policy.applied", Key.policy, 1, "delete", _MONTH_MS, (PolicyApplied,))
+PROMPT_UPDATES = Topic("prompt.updates", Key.alias, 1, "delete", -1, (PromptUpdate,))
 TRAINING_LEDGER = Topic(
     "training.ledger", Key.group, GROUP_PARTITIONS, "delete", -1, (LedgerEntry,)
 )
@@ -115,6 +117,7 @@ TOPICS = (
     POLICY_UPDATES,
     POLICY_ROUTES,
     POLICY_APPLIED,
+    PROMPT_UPDATES,
     TRAINING_LEDGER,
     DEAD_LETTERS,
 )

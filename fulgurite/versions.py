@@ -1,6 +1,6 @@
-"""Parses and writes versions of a policy: `policy@epoch.step`.
+"""Parses and writes versions of a policy, `policy@epoch.step`, and of a prompt, `prompt@N`.
 
-`policy@0.0` is the base model.
+`policy@0.0` is the base model. Prompt versions are counted per alias, from 1.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 import msgspec
 
 _PATTERN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)@(\d{1,18})\.(\d{1,18})")
+_PROMPT = re.compile(r"prompt@([1-9]\d{0,17})")
 
 
 class MalformedVersion(ValueError):
@@ -38,3 +39,16 @@ def parse_version(text: str) -> Version:
     if match is None:
         raise MalformedVersion(f"{text!r} is not a version (policy@epoch.step)")
     return Version(match[1], int(match[2]), int(match[3]))
+
+
+def prompt_version(number: int) -> str:
+    """Write a version of a prompt."""
+    return f"prompt@{number}"
+
+
+def parse_prompt_version(text: str) -> int:
+    """Parse a version of a prompt: its number. Raises MalformedVersion."""
+    match = _PROMPT.fullmatch(text)
+    if match is None:
+        raise MalformedVersion(f"{text!r} is not a version of a prompt (prompt@N, N from 1)")
+    return int(match[1])

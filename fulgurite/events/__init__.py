@@ -22,6 +22,7 @@ from fulgurite.events.policies import (
     Probe,
     RouteTarget,
 )
+from fulgurite.events.prompts import Demonstration, DemonstrationCall, PromptUpdate
 from fulgurite.events.rollouts import AgentReward, AgentStatus, Declaration
 from fulgurite.events.trajectories import Action, GroupClosed, Tombstone, Trajectory
 
@@ -35,6 +36,8 @@ __all__ = [
     "ClaimCheck",
     "DeadLetter",
     "Declaration",
+    "Demonstration",
+    "DemonstrationCall",
     "Episode",
     "Event",
     "EventStruct",
@@ -47,6 +50,7 @@ __all__ = [
     "PolicyUpdate",
     "Position",
     "Probe",
+    "PromptUpdate",
     "RouteTarget",
     "Sampling",
     "Tombstone",
@@ -64,6 +68,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     PolicyUpdate,
     PolicyRoute,
     PolicyApplied,
+    PromptUpdate,
     LedgerEntry,
     DeadLetter,
 )

@@ -44,7 +44,13 @@ def test_no_topic_may_elect_an_unclean_leader(topic: Topic) -> None:
 
 @every_topic
 def test_what_accounts_for_training_is_kept_for_ever(topic: Topic) -> None:
-    if topic.name in ("policy.updates", "policy.routes", "training.ledger", "dead.letters"):
+    if topic.name in (
+        "policy.updates",
+        "policy.routes",
+        "prompt.updates",
+        "training.ledger",
+        "dead.letters",
+    ):
         assert topic.configs(1)["retention.ms"] == "-1"
 
 

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
+from fulgurite.versions import (
+    MalformedVersion,
+    Version,
+    base_version,
+    parse_prompt_version,
+    parse_version,
+    prompt_version,
+)
 
 numbers = st.integers(0, 10**9)
 policies = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
@@ -47,3 +54,14 @@ def test_the_base_model() -> None:
 def test_what_is_no_version_is_refused(text: str) -> None:
     with pytest.raises(MalformedVersion, match="is not a version"):
         parse_version(text)
+
+
+@given(st.integers(1, 10**9))
+def test_a_prompts_version_is_a_number(number: int) -> None:
+    assert parse_prompt_version(prompt_version(number)) == number
+
+
+@pytest.mark.parametrize("text", ["", "prompt@0", "prompt@01", "prompt@1.2", "other@1", "prompt@"])
+def test_what_is_no_version_of_a_prompt(text: str) -> None:
+    with pytest.raises(MalformedVersion, match="prompt@N"):
+        parse_prompt_version(text)

@@ -1,0 +1,1 @@
+"""Versions of prompts: which one is in force, and how a request is served with it."""
