@@ -168,6 +168,7 @@ class LlmCall(Event, frozen=True, kw_only=True):
     propensity: float | None = None
     """Share with which the rollout was given this variant, in (0, 1]; null where it was not given
     by share: in older records, or where another version answered in place of the given one.
+    """
     prompt_version: str | None = None
     """Prompt version it was served with, `prompt@N` of the alias; null: served as it was sent.
     `request` is what was sent (fulgurite/prompts/editing.py makes what was served).

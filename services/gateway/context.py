@@ -43,6 +43,7 @@ from services.gateway.upstream.continuation import ANSWERS_IN_MEMORY, Continuati
 from services.gateway.upstream.dictation import Dictation
 from services.gateway.upstream.dispatch import Dispatcher
 from services.gateway.upstream.policies import PolicyTail
+from services.gateway.upstream.prompts import SESSIONS_IN_MEMORY, Prompts
 from services.gateway.upstream.route import Route
 from services.gateway.upstream.routing import Router
 
@@ -80,6 +81,7 @@ class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     answer_limits: AnswerLimits
     train_sampling: TrainSamplings
     policies: PolicyTail
+    prompts: Prompts
     metrics: Metrics
     tracer: Tracer
 
@@ -103,6 +105,7 @@ async def open_context(
     context.metrics.registry.register(ServedVersions(context.policies.view))
     context.recorder.start()
     context.policies.start()
+    context.prompts.start()
     try:
         yield context
     finally:
@@ -111,6 +114,7 @@ async def open_context(
         await context.upstream.close()
         unacknowledged = await context.recorder.close()
         context.policies.close()
+        context.prompts.close()
         await context.store.close()
         await asyncio.to_thread(context.tracer.close)
         log.info("gateway stopped", unacknowledged=unacknowledged)
@@ -205,6 +209,7 @@ def make_context(
         answer_limits=AnswerLimits(settings.max_tokens),
         train_sampling=TrainSamplings(settings.train_sampling),
         policies=policies,
+        prompts=Prompts(kafka, codec, _shared_or_own(settings, store, SESSIONS_IN_MEMORY)),
         metrics=metrics,
         tracer=open_tracer(),
     )

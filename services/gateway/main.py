@@ -1,8 +1,9 @@
 """The gateway's process: an agent's OpenAI endpoint that records every call in Kafka before the
 answer is complete.
 
-Writes `llm.calls`, `agent.status` and `agent.rewards`; reads the policy topics, and of `llm.calls`
-the responses that requests build on. It keeps no state but a cache and idempotency keys.
+Writes `llm.calls`, `agent.status` and `agent.rewards`; reads the policy topics and
+`prompt.updates`, and of `llm.calls` the responses that requests build on. It keeps no state but a
+cache and idempotency keys.
 `python -m services.gateway.main` serves it. SIGTERM lets streams end and flushes the producer.
 """
 

@@ -27,6 +27,7 @@ from services.gateway.http.error_handlers import on_unexpected_error
 from services.gateway.http.front_door import FrontDoor
 from services.gateway.recording import recorder, rollout_search
 from services.gateway.settings import GatewaySettings
+from services.gateway.upstream import prompts
 from services.gateway.upstream.policies import PolicyView
 from services.gateway.upstream.route import Route
 from tests.integration.stub_answers import Script
@@ -237,6 +238,7 @@ async def in_process(folder: Path, **settings: Any) -> AsyncGenerator[InProcess]
         (rollout_search, "open_search", MagicMock(return_value=nullcontext(ListSearch(log)))),
         (gateway_app, "tune_gc", MagicMock()),
         (context.PolicyTail, "__init__", _no_policies),
+        (prompts, "TopicTail", _nothing_followed()),
         (recorder, "admin_client", MagicMock()),
     ]
     async with AsyncExitStack() as stack:
@@ -252,3 +254,9 @@ def _no_policies(
 ) -> None:
     tail.view = PolicyView(adapters)
     tail.start = tail.close = lambda: None
+
+
+def _nothing_followed() -> MagicMock:
+    tail = MagicMock()
+    tail.return_value.caught_up.is_set.return_value = True
+    return tail

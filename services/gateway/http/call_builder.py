@@ -109,6 +109,9 @@ class CallBuilder:
         request, draft.sampling, sampled = context.train_sampling.apply(
             request, draft.sampling, route, who.mode
         )
+        request, draft.prompt_version = await context.prompts.apply(
+            request, self._dialect.api, who, draft.started_at
+        )
         draft.sampled = ", ".join(filter(None, (sampled, limited))) or None
         context.dispatcher.admission.size(draft.key, len(draft.raw))
         return Call(

@@ -104,6 +104,7 @@ class HealthRoutes:
             "topics": self._topics,
             "upstreams": upstreams,
             "unserved_routes": self._context.dispatcher.router.unserved(),
+            "prompts": {"read": self._context.prompts.caught_up},
             "store": {"problem": await self._store_problem()},
         }
         shown = (
@@ -114,15 +115,16 @@ class HealthRoutes:
         return JSONResponse(shown, 200 if ready else 503)
 
     def _log_ready(self) -> bool:
-        """Whether calls of some mode would be answered: a gateway that can serve without the log is
-        ready without it.
+        """Whether calls of some mode would be answered, with their prompt versions: a gateway that
+        can serve without the log is ready without it.
         """
         recorder = self._context.recorder
         away = not self._topics["reached"] and any(
             outage_mode != "refuse"
             for outage_mode in self._context.settings.outage_modes().values()
         )
-        return recorder.welcome() and (self._topics["problem"] is None or away)
+        readable = self._topics["problem"] is None and self._context.prompts.caught_up
+        return recorder.welcome() and (readable or away)
 
     async def _store_problem(self) -> str | None:
         """The store's error, if any. It is reported but does not make the gateway unready, as calls

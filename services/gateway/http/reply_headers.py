@@ -32,10 +32,12 @@ def rollout_headers(who: Identified, version: str | None = None) -> list[Header]
 
 
 def call_headers(call: Call) -> list[Header]:
-    """The same of a call that went to its upstream, and how it was sampled and continued."""
+    """The same of a call that went to its upstream, and its sampling, prompt and continuation."""
     headers = rollout_headers(call.who, call.route.reported(call.capture.version_first))
     if call.draft.sampled is not None:
         headers.append((b"x-fulgurite-sampling", call.draft.sampled.encode()))
+    if call.draft.prompt_version is not None:
+        headers.append((b"x-fulgurite-prompt", call.draft.prompt_version.encode()))
     if call.continued:
         headers.append((b"x-fulgurite-continuation", b"tokens"))
     return headers

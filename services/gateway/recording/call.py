@@ -49,6 +49,8 @@ class Draft:
         """Whose key it is, as the limits count them; never the key itself."""
         self.sampled: str | None = None
         """The reply's header for `sampling.train`, where that applies."""
+        self.prompt_version: str | None = None
+        """The prompt version that the request was edited by."""
         self.keep_alive_s = 0.0
         """Longest silence of its stream in seconds; 0 is no limit."""
         self.subject: str | None = None
@@ -225,6 +227,7 @@ def _event(
         training_use=draft.training_use,
         variant=route.variant if route else None,
         propensity=route.propensity if route else None,
+        prompt_version=draft.prompt_version if call else None,
     )
 
 

@@ -140,6 +140,7 @@ class Gateway:
     ) -> None:
         self.metrics = context.metrics
         self.policies = context.policies.view
+        self.prompts = context.prompts.history
         self.upstream = upstream
         self._producer = producer
         self._endpoints = {dialect.path: Endpoint(context, dialect) for dialect in DIALECTS}

@@ -1,0 +1,83 @@
+"""Prompt versions: follows `prompt.updates` and applies the version in force to calls.
+
+A rollout keeps the version that was in force when it began. Most ids say when that was. For a
+session that an agent named, the time of its first call is kept in the store. Only calls of aliases
+that ever had a version cost anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+
+from fulgurite.avro.codec import Codec
+from fulgurite.ids import minted_at
+from fulgurite.prompts.editing import served_body
+from fulgurite.prompts.history import PromptHistory
+from fulgurite.topics import PROMPT_UPDATES
+from services.common.kafka.settings import KafkaSettings
+from services.common.kafka.topic_tail import TopicTail
+from services.common.runtime import logs
+from services.gateway.dialects.dialect import ApiRequest
+from services.gateway.identity.rollout_resolver import Identified
+from services.gateway.identity.store import Store
+from services.gateway.identity.store_patience import StorePatience
+
+log = logs.get(__name__)
+
+SESSIONS_IN_MEMORY = 100_000
+"""Sessions that a gateway without Redis remembers: some 20 MB."""
+_SESSION_TTL_S = 7 * 24 * 3600
+"""A session that is older gets the version then in force."""
+
+
+class Prompts:
+    """Applies prompt versions. While Kafka is away the versions only get older."""
+
+    def __init__(self, kafka: KafkaSettings, codec: Codec, store: Store) -> None:
+        self.history = PromptHistory()
+        self._store = store
+        self._patience = StorePatience(
+            lambda: None,
+            lambda: log.warning(
+                "a session may change its prompt version: the store (REDIS_URL) does not answer"
+            ),
+        )
+        self._tail = TopicTail(kafka, codec, (PROMPT_UPDATES,), self.history.apply)
+        self.start, self.close = self._tail.start, self._tail.close
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether every version that the log had at the start is known."""
+        return self._tail.caught_up.is_set()
+
+    async def apply(
+        self, request: ApiRequest, api: str, who: Identified, now_ms: int
+    ) -> tuple[ApiRequest, str | None]:
+        """The request as it is served, and the version; the same request and None without one that
+        fits it.
+        """
+        if not self.history.has(request.alias):
+            return request, None
+        began_at = await self._began_at(who, now_ms)
+        prompt = self.history.in_force(request.alias, who.agent, began_at)
+        body = None if prompt is None else served_body(request.body, api, prompt)
+        if prompt is None or body is None:
+            return request, None
+        # The tokens of a continued chat are found, and dictated ones rendered, by what is served.
+        items = request.items
+        if api == "chat.completions":
+            items = cast("list[Any]", body["messages"])
+        return msgspec.structs.replace(request, body=body, items=items), prompt.version
+
+    async def _began_at(self, who: Identified, now_ms: int) -> int:
+        minted = minted_at(who.group_id)
+        if minted is not None and minted <= now_ms:
+            return minted
+        known = await self._patience.ask(
+            lambda: self._store.put_new(
+                f"began:{who.rollout_id}", str(now_ms).encode(), _SESSION_TTL_S
+            )
+        )
+        return now_ms if known is None else int(known)
