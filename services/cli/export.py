@@ -15,6 +15,7 @@ import typer
 
 from fulgurite.enums import Mode
 from fulgurite.events import Trajectory
+from fulgurite.prompts.history import PromptHistory
 from fulgurite.untrusted_json import Json, encoded
 from fulgurite.versions import parse_version
 from services.cli.errors import report_errors, show_left_out
@@ -27,6 +28,7 @@ from services.replay.errors import NotFound, TargetInUse
 from services.replay.exports import Filters, dpo, rows, sft, transitions
 from services.replay.groups import Group, read_groups
 from services.replay.leaving_out import LeftOut
+from services.replay.prompts import WITH_PROMPTS, read_prompts, with_served_requests
 from services.replay.windows import parse_datetime, parse_since
 from services.rewarder.closing_settings import ClosingSettings
 
@@ -92,6 +94,7 @@ def export(
     """Export rollouts as a data set: chats for SFT, preference pairs for DPO, transitions, or
     Parquet.
 
+    Chats are those that were served, with the edits of prompt versions (`fulgurite prompts`).
     Episodes are rebuilt from the log with the rewards it holds. Without filters every rollout is
     exported: each mode (`val` for held-out tasks and `live` too), failed rollouts, and those
     without reward or with reward 0. Exits 1 if an option is invalid, TARGET exists or no rollout
@@ -114,10 +117,13 @@ def export(
         )
         codec, settings, since_ms = make_codec(), ClosingSettings(), parse_since(since)
         settings.rules()
-        source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
-        left_out = LeftOut()
+        source = open_source(
+            KafkaSettings(), codec, archive, archive_only=archive_only, topics=WITH_PROMPTS
+        )
+        prompts, left_out = read_prompts(source, codec), LeftOut()
         lines = left_out.each(
-            read_groups(source, codec, since_ms=since_ms), _maker(form, filters, settings, margin)
+            read_groups(source, codec, since_ms=since_ms),
+            _maker(form, filters, settings, margin, prompts),
         )
         modes = (
             _write_parquet(target, lines) if form is Format.parquet else _write_lines(target, lines)
@@ -131,14 +137,20 @@ def export(
 
 
 def _maker(
-    form: Format, filters: Filters, settings: ClosingSettings, margin: float
+    form: Format,
+    filters: Filters,
+    settings: ClosingSettings,
+    margin: float,
+    prompts: PromptHistory,
 ) -> Callable[[Group], Iterable[Any]]:
     """Return a function that makes the lines or rows of a group."""
     match form:
         case Format.sft:
-            return lambda group: sft([group], filters, settings)
+            return lambda group: sft([with_served_requests(group, prompts)], filters, settings)
         case Format.dpo:
-            return lambda group: dpo([group], filters, settings, margin)
+            return lambda group: dpo(
+                [with_served_requests(group, prompts)], filters, settings, margin
+            )
         case Format.transitions:
             return lambda group: transitions([group], filters, settings)
         case Format.parquet:

@@ -77,6 +77,10 @@ COMMANDS = {
         "services.cli.policy:app",
         "List a policy's versions, show one, copy its weights, promote it, or roll back.",
     ),
+    "prompts": (
+        "services.cli.prompts:app",
+        "Change the prompts of an alias without changing its agents, and look at their versions.",
+    ),
     "track": (
         "services.cli.track:track",
         "Copy the metrics of versions to TensorBoard, W&B, MLflow or trackio.",

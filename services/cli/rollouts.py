@@ -14,6 +14,7 @@ from fulgurite.untrusted_json import Json
 from fulgurite.versions import parse_version
 from services.cli.errors import report_errors, show_left_out
 from services.cli.output import print_json, print_table
+from services.common.blobs.blob_store import readable
 from services.common.kafka.codec import make_codec
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
@@ -23,6 +24,7 @@ from services.replay.leaving_out import LeftOut
 from services.replay.listing import Wanted, listed
 from services.replay.log_source import LogSource
 from services.replay.lookup import find_group, group_of
+from services.replay.prompts import WITH_PROMPTS, read_prompts, with_served_requests
 from services.replay.timeline import rollout_ids, shortened, timeline
 from services.replay.windows import parse_since, shown
 from services.rewarder.closing_settings import ClosingSettings
@@ -174,12 +176,20 @@ def show_rollout(
         bool, typer.Option("--tokens", help="Print token ids and log-probabilities too.")
     ] = False,
     whole: Annotated[bool, typer.Option("--whole", help="Print messages in full.")] = False,
+    as_sent: Annotated[
+        bool,
+        typer.Option(
+            "--as-sent",
+            help="Show messages as the agent sent them, without the edits of prompt versions.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a rollout as a timeline: status, calls, tool calls, rewards, and the credit of each
     action.
 
-    Messages that an earlier call contained are not repeated. Exits 1 if the log has nothing with
+    Messages are shown as they were served (`fulgurite prompts`). Those that an earlier call
+    contained are not repeated. Exits 1 if the log has nothing with
     that id, 2 if the log cannot be read.
 
     Example: `fulgurite rollouts show ID --tokens`
@@ -187,7 +197,10 @@ def show_rollout(
     with report_errors("rollouts show"):
         group_id, rollout_id = group_of(name)
         codec = make_codec()
-        group = find_group(LogSource(KafkaSettings(), codec), codec, group_id)
+        source = LogSource(KafkaSettings(), codec, WITH_PROMPTS)
+        group = find_group(source, codec, group_id)
+        if not as_sent:
+            group = with_served_requests(group, read_prompts(source, codec), readable)
         chosen = [rollout for rollout in rollout_ids(group) if rollout_id in (None, rollout)]
         if not chosen:
             raise NotFound(
@@ -235,7 +248,8 @@ def _show_call(call: Json, at: str, console: Console, width: int) -> None:
     colour = "magenta" if call["outcome"] == "success" else "red"
     about = (
         f"{call['milliseconds']} ms, {call['prompt_tokens']} prompt tokens, "
-        f"{call['version'] or 'no version'} {call['error'] or ''}"
+        f"{call['version'] or 'no version'}"
+        f"{', ' + call['prompt_version'] if call['prompt_version'] else ''} {call['error'] or ''}"
     )
     named = plain(f"{call['call_id']}{role}: {about}")
     console.print(f"{at} [{colour}]call[/{colour}] {named}")

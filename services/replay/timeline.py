@@ -142,6 +142,7 @@ def _call(
         "api": call.api,
         "alias": call.alias,
         "version": call.version_first,
+        "prompt_version": call.prompt_version,
         "outcome": str(call.outcome),
         "error": call.error,
         "milliseconds": call.finished_at - call.started_at,
