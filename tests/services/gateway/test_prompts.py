@@ -51,7 +51,10 @@ async def ask(gateway: Gateway, *messages: Any, **more: Any) -> Answer:
 async def test_the_model_gets_what_is_served_and_the_log_what_was_sent(gateway: Gateway) -> None:
     gateway.prompts.apply(in_force(1, system="New."))
     answer = await ask(gateway)
-    assert gateway.upstream.asked[-1][1]["messages"] == [{"role": "system", "content": "New."}, USER]
+    assert gateway.upstream.asked[-1][1]["messages"] == [
+        {"role": "system", "content": "New."},
+        USER,
+    ]
     assert json.loads(answer.call.request or "")["messages"] == [OLD, USER]
     assert answer.call.prompt_version == answer.headers["x-fulgurite-prompt"] == "prompt@1"
 
