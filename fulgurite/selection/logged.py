@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fulgurite.cost.prices import Prices, price_of, price_tokens
 from fulgurite.cost.tokens import tokens_of
+from fulgurite.enums import CallOutcome
 from fulgurite.errors import BadPrices
 from fulgurite.events import Episode, EventStruct, LlmCall
 
@@ -71,11 +72,15 @@ def earned(episode: LoggedEpisode, weights: Weights) -> float:
 
 
 def _price(calls: Sequence[LlmCall], prices: Prices) -> float | None:
-    """The higher bound where it is unknown how much of a prompt was cached."""
+    """The higher bound where it is unknown how much of a prompt was cached.
+
+    A failed call without usage costs nothing.
+    """
     total = 0.0
     for call in calls:
         price, tokens = price_of(prices, call.alias, call.backend), tokens_of(call)
-        if price is None or tokens.prompt is None or tokens.sampled is None:
+        is_unknown = call.outcome is CallOutcome.success and None in (tokens.prompt, tokens.sampled)
+        if price is None or is_unknown:
             return None
         total += price_tokens(tokens, price).high
     return total

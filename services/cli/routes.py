@@ -96,8 +96,7 @@ def _check_alias(alias: str, targets: Sequence[RouteTarget]) -> list[str]:
         )
         return []
     aliases = {model.id: model.policy for model in models}
-    only = bool(targets) and all(target.upstream is not None for target in targets)
-    check_alias(alias, aliases, upstreams_only=only)
+    check_alias(alias, aliases, upstreams_only=all(target.upstream for target in targets))
     check_upstreams(targets, [model.id for model in models if model.upstream])
     return [policy for policy in aliases.values() if policy is not None]
 

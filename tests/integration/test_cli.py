@@ -297,6 +297,13 @@ def test_a_route_is_set_shown_and_taken_back(cli: Cli) -> None:
     assert done.returncode == 0, done.stderr
     assert "policy@0.0=0.9, policy (newest)=0.1" in done.stdout
     assert "a canary" in done.stdout
+    mixed = cli("routes", "set", "policy", "policy=0.5", "upstream:gpt,temperature=0.5=0.5")
+    assert mixed.returncode == 0, mixed.stderr
+    assert "policy (newest)=0.5, upstream:gpt,temperature=0.5=0.5" in mixed.stdout
+    other = cli("routes", "set", "policy", "upstream:gpt")
+    assert (other.returncode, "gateways follow" in other.stdout) == (0, True)
+    silent = cli("select", "try", "--alias", "policy", "--shares", "policy=0.5", "upstream:gpt=0.5")
+    assert (silent.returncode, "no rewarded episode" in silent.stderr) == (1, True)
     assert "no routes" in cli("routes", "clear", "policy").stdout
     again = cli("routes", "clear", "policy")
     assert (again.returncode, "no route is set for 'policy'" in again.stderr) == (1, True)

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from fulgurite.cost.prices import parse_prices
+from fulgurite.enums import CallOutcome
 from fulgurite.episodes.stitching import stitch
 from fulgurite.errors import BadPrices
 from fulgurite.events import Episode, LlmCall
@@ -78,6 +79,12 @@ def test_what_has_no_price_says_so_only_where_prices_count(changes: dict[str, An
     assert earned(one, Weights(latency=0.1)) == pytest.approx(0.5 - 0.15)
     with pytest.raises(BadPrices, match="'policy' has no price"):
         earned(one, Weights(price=0.1))
+
+
+def test_a_failed_call_without_usage_costs_nothing() -> None:
+    unbilled = {"prompt_tokens": None, "prompt_token_ids": None, "completion_tokens": None}
+    failed = call(1, outcome=CallOutcome.upstream_error, choices=(), **unbilled)
+    assert logged(call(0), failed).price == pytest.approx(2.0)
 
 
 def test_without_prices_there_is_none() -> None:
