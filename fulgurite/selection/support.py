@@ -30,7 +30,7 @@ class Supported(EventStruct, frozen=True, kw_only=True):
     effective: float
     """Effective sample size."""
     without_propensity: int
-    """Episodes left out: by whom they were answered was not drawn, or is not in the log."""
+    """Episodes left out: their variant was not drawn by a share, or is not in the log."""
     without_choice: int
     """Episodes left out: they were bound to get their variant, and the candidate has others."""
 
