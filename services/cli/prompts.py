@@ -198,6 +198,8 @@ def set_prompt(
     Example: `fulgurite prompts set --alias policy --system system.txt --reason "be brief"`
     """
     with report_errors("prompts set"):
+        if not alias.strip():
+            raise BadPrompt("--alias is empty: name the model that the agents ask for")
         if system is not None and (prefix is not None or section):
             raise BadPrompt(
                 "--system replaces what --prefix and --section would edit: write it all into the "
@@ -237,8 +239,8 @@ def roll_back(
         str | None,
         typer.Option(
             metavar="VERSION",
-            help="prompt@N, or none for what the agent sends; without it, what was in force "
-            "before the last change.",
+            help="prompt@N, or none: what the agent sends, of a role the alias's version; without "
+            "it, what was in force before the last change.",
         ),
     ] = None,
     reason: Reason = "rolled back by hand",
@@ -263,9 +265,8 @@ def roll_back(
                 f"{_scope(alias, role)}"
             )
         if target == history.current(alias, role):
-            raise BadPrompt(
-                f"{target.version if target else 'what the agent sends'} is in force already"
-            )
+            named = _named(target.version if target is not None else None, role)
+            raise BadPrompt(f"{named} is in force already")
         version = target.version if target is not None else None
         written = write_rollback(kafka, alias, role, version, reason)
     _print_effect(written)
@@ -275,7 +276,7 @@ def _print_effect(written: PromptUpdate) -> None:
     since = shown(written.event_time + EFFECT_DELAY_MS)
     make_console().print(
         plain(
-            f"{_scope(written.alias, written.role)}: {written.version or 'what the agent sends'}, "
+            f"{_scope(written.alias, written.role)}: {_named(written.version, written.role)}, "
             f"for rollouts that begin after {since} UTC; those that run keep theirs"
         )
     )
@@ -295,6 +296,11 @@ def _check_alias(alias: str) -> None:
         raise BadPrompt(
             f"the gateway has no alias {alias!r}; its aliases are: {', '.join(sorted(aliases))}"
         )
+
+
+def _named(version: str | None, role: str | None) -> str:
+    """What a scope gets, for people."""
+    return version or ("what the agent sends" if role is None else "the alias's version")
 
 
 def _checked_role(role: str | None) -> str | None:

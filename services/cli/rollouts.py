@@ -189,8 +189,8 @@ def show_rollout(
     action.
 
     Messages are shown as they were served (`fulgurite prompts`). Those that an earlier call
-    contained are not repeated. Exits 1 if the log has nothing with
-    that id, 2 if the log cannot be read.
+    contained are not repeated. Exits 1 if the log has nothing with that id, 2 if the log cannot be
+    read.
 
     Example: `fulgurite rollouts show ID --tokens`
     """

@@ -105,8 +105,8 @@ async def open_context(
     context.metrics.registry.register(ServedVersions(context.policies.view))
     context.recorder.start()
     context.policies.start()
-    context.prompts.start()
     try:
+        await context.prompts.start()
         yield context
     finally:
         context.responses.close()

@@ -258,5 +258,6 @@ def _no_policies(
 
 def _nothing_followed() -> MagicMock:
     tail = MagicMock()
-    tail.return_value.caught_up.is_set.return_value = True
+    tail.return_value.caught_up = asyncio.Event()
+    tail.return_value.caught_up.set()
     return tail

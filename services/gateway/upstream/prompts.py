@@ -7,6 +7,7 @@ that ever had a version cost anything.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 import msgspec
@@ -30,6 +31,8 @@ SESSIONS_IN_MEMORY = 100_000
 """Sessions that a gateway without Redis remembers: some 20 MB."""
 _SESSION_TTL_S = 7 * 24 * 3600
 """A session that is older gets the version then in force."""
+_READ_S = 5.0
+"""Seconds that a start waits for the versions: without Kafka a gateway may serve, too."""
 
 
 class Prompts:
@@ -45,12 +48,24 @@ class Prompts:
             ),
         )
         self._tail = TopicTail(kafka, codec, (PROMPT_UPDATES,), self.history.apply)
-        self.start, self.close = self._tail.start, self._tail.close
+        self.close = self._tail.close
 
     @property
     def caught_up(self) -> bool:
         """Whether every version that the log had at the start is known."""
         return self._tail.caught_up.is_set()
+
+    async def start(self) -> None:
+        """Begin to follow the topic; return once it is read, or after some seconds without it."""
+        self._tail.start()
+        try:
+            async with asyncio.timeout(_READ_S):
+                await self._tail.caught_up.wait()
+        except TimeoutError:
+            log.warning(
+                "calls are served without prompt versions until prompt.updates can be read",
+                waited_s=_READ_S,
+            )
 
     async def apply(
         self, request: ApiRequest, api: str, who: Identified, now_ms: int

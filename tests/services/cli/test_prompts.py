@@ -124,6 +124,7 @@ def test_sections(tmp_path: Path) -> None:
     [
         ([], "nothing to change"),
         (["--role", " ", "--system", "FILE"], "--role is empty"),
+        (["--alias", "", "--system", "FILE"], "--alias is empty"),
         (["--system", "FILE", "--prefix", "FILE"], "--system replaces"),
         (["--system", "FILE", "--section", "rules=FILE"], "--system replaces"),
         (["--tool", "calc"], "NAME=FILE"),
