@@ -29,8 +29,10 @@ log = logs.get(__name__)
 
 SESSIONS_IN_MEMORY = 100_000
 """Sessions that a gateway without Redis remembers: some 20 MB."""
-_SESSION_TTL_S = 7 * 24 * 3600
-"""A session that is older gets the version then in force."""
+_KEPT_S = 7 * 24 * 3600
+"""Seconds for which a rollout keeps its version. Some ids of named sessions look like times of any
+century: those that are older than this are not taken for one.
+"""
 _READ_S = 5.0
 """Seconds that a start waits for the versions: without Kafka a gateway may serve, too."""
 
@@ -88,11 +90,9 @@ class Prompts:
 
     async def _began_at(self, who: Identified, now_ms: int) -> int:
         minted = minted_at(who.group_id)
-        if minted is not None and minted <= now_ms:
+        if minted is not None and 0 <= now_ms - minted < _KEPT_S * 1000:
             return minted
         known = await self._patience.ask(
-            lambda: self._store.put_new(
-                f"began:{who.rollout_id}", str(now_ms).encode(), _SESSION_TTL_S
-            )
+            lambda: self._store.put_new(f"began:{who.rollout_id}", str(now_ms).encode(), _KEPT_S)
         )
         return now_ms if known is None else int(known)
