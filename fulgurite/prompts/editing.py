@@ -4,6 +4,9 @@ The system prompt is edited, demonstrations are inserted after it, and tools tha
 get their descriptions. Nothing else changes, and the request itself is not changed in place. A
 version is applied wholly or not at all. It does not fit a request without messages (completions,
 embeddings), or whose system prompt lacks a section that it fills: that is served as it was sent.
+
+The log has what was sent and the version's name, and what was served is computed from them. So the
+same version must edit the same request alike in every release.
 """
 
 from __future__ import annotations
