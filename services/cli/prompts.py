@@ -7,15 +7,11 @@ import getpass
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.table import Column, Table
 
 from fulgurite.enums import PromptKind
 from fulgurite.events import PromptUpdate
-from fulgurite.prompts.demonstrations import chat_messages
 from fulgurite.prompts.history import EFFECT_DELAY_MS, PromptHistory
-from fulgurite.untrusted_json import encoded
 from services.cli.errors import report_errors
 from services.cli.gateway_models import GatewaySilent, aliases_of_gateway
 from services.cli.output import print_json, print_table
@@ -27,6 +23,13 @@ from services.cli.prompt_files import (
     read_text,
 )
 from services.cli.prompt_log import edits_of, read_prompts, write_rollback, write_version
+from services.cli.prompt_views import (
+    describe_version,
+    edit_lines,
+    scope_text,
+    version_table,
+    version_text,
+)
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.clock import now_ms
@@ -75,9 +78,9 @@ def list_prompts(
         chosen = aliases if alias is None else [alias]
         found = [prompt for name in chosen for prompt in history.versions(name)]
     if as_json:
-        print_json([_described(prompt, history) for prompt in found])
+        print_json([describe_version(prompt, history) for prompt in found])
     elif found:
-        print_table(_table(found, history))
+        print_table(version_table(found, history))
     else:
         make_console().print("no prompt versions: every request is served as it is sent")
 
@@ -103,22 +106,22 @@ def show_prompt(
         if version is None:
             prompt = history.current(alias, role)
             if prompt is None:
-                raise BadPrompt(f"no version is in force for {_scope(alias, role)}")
+                raise BadPrompt(f"no version is in force for {scope_text(alias, role)}")
         else:
             prompt = _find(history, alias, version)
     if as_json:
-        print_json(_described(prompt, history) | edits_of(prompt))
+        print_json(describe_version(prompt, history) | edits_of(prompt))
         return
     console = make_console()
     parent = f", after {prompt.parent}" if prompt.parent else ""
     console.print(
         f"[bold]{plain(prompt.version)}[/bold] of "
         + plain(
-            f"{_scope(alias, prompt.role)}, {shown(prompt.event_time)} UTC{parent}, by "
+            f"{scope_text(alias, prompt.role)}, {shown(prompt.event_time)} UTC{parent}, by "
             f"{prompt.author}: {prompt.reason}"
         )
     )
-    for line in _lines(prompt):
+    for line in edit_lines(prompt):
         console.print(plain(line))
 
 
@@ -147,7 +150,8 @@ def diff_prompts(
             history.current(alias, role) if after is None else _find_or_none(history, alias, after)
         )
     names = tuple(NONE if one is None else str(one.version) for one in (old, new))
-    lines = list(difflib.unified_diff(_lines(old), _lines(new), names[0], names[1], lineterm=""))
+    texts = edit_lines(old), edit_lines(new)
+    lines = list(difflib.unified_diff(*texts, names[0], names[1], lineterm=""))
     console = make_console()
     for line in lines:
         console.print(plain(line))
@@ -257,15 +261,15 @@ def roll_back(
         history = read_prompts(kafka)
         last = history.last_change(alias, role)
         if last is None:
-            raise BadPrompt(f"no version was ever set for {_scope(alias, role)}")
+            raise BadPrompt(f"no version was ever set for {scope_text(alias, role)}")
         target = _find_or_none(history, alias, to or last.parent or NONE)
         if target is not None and target.role != role:
             raise BadPrompt(
-                f"{target.version} is a version of {_scope(alias, target.role)}, not of "
-                f"{_scope(alias, role)}"
+                f"{target.version} is a version of {scope_text(alias, target.role)}, not of "
+                f"{scope_text(alias, role)}"
             )
         if target == history.current(alias, role):
-            named = _named(target.version if target is not None else None, role)
+            named = version_text(target.version if target is not None else None, role)
             raise BadPrompt(f"{named} is in force already")
         version = target.version if target is not None else None
         written = write_rollback(kafka, alias, role, version, reason)
@@ -273,11 +277,12 @@ def roll_back(
 
 
 def _print_effect(written: PromptUpdate) -> None:
+    scope = scope_text(written.alias, written.role)
+    now = version_text(written.version, written.role)
     since = shown(written.event_time + EFFECT_DELAY_MS)
     make_console().print(
         plain(
-            f"{_scope(written.alias, written.role)}: {_named(written.version, written.role)}, "
-            f"for rollouts that begin after {since} UTC; those that run keep theirs"
+            f"{scope}: {now}, for rollouts that begin after {since} UTC; those that run keep theirs"
         )
     )
 
@@ -296,11 +301,6 @@ def _check_alias(alias: str) -> None:
         raise BadPrompt(
             f"the gateway has no alias {alias!r}; its aliases are: {', '.join(sorted(aliases))}"
         )
-
-
-def _named(version: str | None, role: str | None) -> str:
-    """What a scope gets, for people."""
-    return version or ("what the agent sends" if role is None else "the alias's version")
 
 
 def _checked_role(role: str | None) -> str | None:
@@ -326,58 +326,3 @@ def _find_or_none(history: PromptHistory, alias: str, version: str) -> PromptUpd
 def _no_version_of(alias: str, aliases: list[str]) -> str:
     known = ", ".join(sorted(set(aliases))) or "no alias"
     return f"no prompt version was ever set for {alias!r}; versions are set for: {known}"
-
-
-def _scope(alias: str, role: str | None) -> str:
-    return alias if role is None else f"{alias} as {role}"
-
-
-def _described(prompt: PromptUpdate, history: PromptHistory) -> dict[str, object]:
-    current = history.current(prompt.alias, prompt.role)
-    about = {
-        name: value
-        for name, value in msgspec.structs.asdict(prompt).items()
-        if name in ("alias", "role", "version", "parent", "reason", "author")
-    }
-    return {**about, "written_at": prompt.event_time, "in_force": prompt == current}
-
-
-def _table(found: list[PromptUpdate], history: PromptHistory) -> Table:
-    table = Table(
-        "alias",
-        "role",
-        Column("version", no_wrap=True),
-        "in force",
-        "written (UTC)",
-        "changes",
-        "author",
-        "reason",
-    )
-    for one in found:
-        current = history.current(one.alias, one.role)
-        table.add_row(
-            plain(one.alias),
-            plain(one.role or "all"),
-            plain(one.version),
-            "yes" if one == current else "",
-            shown(one.event_time),
-            ", ".join(edits_of(one)),
-            plain(one.author),
-            plain(one.reason),
-        )
-    return table
-
-
-def _lines(prompt: PromptUpdate | None) -> list[str]:
-    """What a version changes, in lines; empty for none."""
-    if prompt is None:
-        return []
-    texts = [
-        ("system prompt", prompt.system),
-        ("prefix", prompt.prefix),
-        *((f"section {name}", text) for name, text in sorted(prompt.sections.items())),
-        *((f"tool {name}", text) for name, text in sorted(prompt.tools.items())),
-    ]
-    lines = [line for title, text in texts if text for line in (f"-- {title}", *text.splitlines())]
-    said = [encoded(message).decode() for message in chat_messages(prompt.demonstrations)]
-    return [*lines, *(["-- demonstrations", *said] if said else [])]

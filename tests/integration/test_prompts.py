@@ -28,7 +28,7 @@ from tests.integration.gateway_process import (
 )
 from tests.integration.stub_upstream import Stub
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
 CHAT = "/v1/chat/completions"
 OLD = {"role": "system", "content": "Old. <rules>none</rules>"}

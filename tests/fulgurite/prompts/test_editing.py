@@ -28,13 +28,13 @@ SHOWN = (
     Demonstration(role="tool", content="4", tool_call_id="d1"),
     Demonstration(role="assistant", content="It is 4."),
 )
-USER = {"role": "user", "content": "hi"}
-FUNCTION = {"name": "calc", "description": "old", "parameters": {}}
+USER: dict[str, Any] = {"role": "user", "content": "hi"}
+FUNCTION: dict[str, Any] = {"name": "calc", "description": "old", "parameters": {}}
 CALL = {"id": "d1", "type": "function", "function": {"name": "calc", "arguments": '{"a": 2}'}}
 
 
 def test_a_chat() -> None:
-    body = {
+    body: dict[str, Any] = {
         "model": "policy",
         "messages": [{"role": "developer", "content": "Old."}, USER, {"role": "system", "content": "Late."}],
         "tools": [{"type": "function", "function": FUNCTION}, {"type": "function", "function": {"name": "other"}}],
@@ -61,7 +61,11 @@ def test_a_chat() -> None:
 
 
 def test_anthropics_messages() -> None:
-    body = {"system": [{"type": "text", "text": "Old."}], "messages": [USER], "tools": [FUNCTION]}
+    body: dict[str, Any] = {
+        "system": [{"type": "text", "text": "Old."}],
+        "messages": [USER],
+        "tools": [FUNCTION],
+    }
     spoken = msgspec.structs.replace(SHOWN[1], content="Let me see.")
     bad = msgspec.structs.replace(
         SHOWN[1], tool_calls=(DemonstrationCall(id="d2", name="calc", arguments="not JSON"),)
@@ -98,7 +102,11 @@ def test_anthropics_messages() -> None:
 
 
 def test_responses_with_instructions() -> None:
-    body = {"instructions": "Old.", "input": "hi", "tools": [{"type": "function", **FUNCTION}]}
+    body: dict[str, Any] = {
+        "instructions": "Old.",
+        "input": "hi",
+        "tools": [{"type": "function", **FUNCTION}],
+    }
     assert served_body(body, "responses", version(1, system="New.", tools={"calc": "new"})) == {
         "instructions": "New.",
         "input": "hi",
@@ -123,7 +131,7 @@ def test_responses_with_instructions() -> None:
 
 def test_responses_whose_system_prompt_is_an_item() -> None:
     part = {"type": "input_text", "text": "Old."}
-    body = {"input": [{"role": "developer", "content": [part]}, USER]}
+    body: dict[str, Any] = {"input": [{"role": "developer", "content": [part]}, USER]}
     assert served_body(body, "responses", version(1, prefix="P")) == {
         "input": [
             {"role": "developer", "content": [{"type": "input_text", "text": "P\n\n"}, part]},
@@ -162,8 +170,9 @@ def test_what_a_version_does_not_fit(api: str, body: dict[str, Any]) -> None:
 
 def test_tools_of_any_form_pass() -> None:
     prompt = version(1, tools={"calc": "new"})
-    for tools in (None, {}, [3, {"name": ["calc"]}, {"type": "web_search"}]):
-        body = {"messages": [3, USER], "tools": tools}
+    odd: list[Any] = [None, {}, [3, {"name": ["calc"]}, {"type": "web_search"}]]
+    for tools in odd:
+        body: dict[str, Any] = {"messages": [3, USER], "tools": tools}
         assert served_body(body, "chat.completions", prompt) == body
 
 
@@ -177,7 +186,8 @@ MESSAGES = st.lists(
     max_size=6,
 )
 PROMPTS = st.builds(
-    lambda **fields: version(1, **fields),
+    version,
+    st.just(1),
     system=st.none() | TEXTS,
     prefix=st.none() | TEXTS,
     demonstrations=st.sampled_from([(), SHOWN]),
@@ -190,7 +200,7 @@ APIS = {"chat.completions": "messages", "messages": "messages", "responses": "in
 def test_nothing_else_changes(
     api: str, messages: list[Any], prompt: PromptUpdate, others: dict[str, int]
 ) -> None:
-    body = {**others, APIS[api]: messages, "tools": [FUNCTION]}
+    body: dict[str, Any] = {**others, APIS[api]: messages, "tools": [FUNCTION]}
     before = copy.deepcopy(body)
     served = served_body(body, api, prompt)
     assert body == before, "the request itself stays as it is"
