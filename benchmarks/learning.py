@@ -120,10 +120,11 @@ def _page(
 def _samples(benchmark: Benchmark, work: Path, name: str) -> list[str]:
     """The best answers of a run's first seed, where the page shows them."""
     report_file = work / name / "0" / "report.json"
-    if not benchmark.shows_samples or not report_file.is_file():
+    samples = read_report(report_file).get("samples") if report_file.is_file() else None
+    if not benchmark.shows_samples or not samples:
         return []
     lines = ["", f"## {read_example(benchmark.examples / f'{name}.toml').title}: the best answers"]
-    for sample in read_report(report_file).get("samples", ()):
+    for sample in samples:
         lines += ["", f"Reward {sample['reward']:g}:", "", "```text", *sample["lines"], "```"]
     return lines
 
