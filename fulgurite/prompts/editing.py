@@ -64,10 +64,11 @@ def _edit_messages(body: Json, prompt: PromptUpdate) -> Json | None:
 
 
 def _edit_responses(body: Json, prompt: PromptUpdate) -> Json | None:
-    given = body.get("input")
-    if not isinstance(given, str | list) or not given:
+    found = body.get("input")
+    if not isinstance(found, str | list) or not found:
         return None
-    items: list[Any] = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    given = cast("str | list[Any]", found)
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
     leading, rest = _split(items)
     if leading and not body.get("instructions"):
         edited, leading = body, edit_system(leading, prompt, "input_text")
