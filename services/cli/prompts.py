@@ -38,7 +38,7 @@ from services.replay.windows import shown
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Change the prompts of an alias without changing its agents.",
+    help="Change the prompts of an alias without changing its agents, and look at their versions.",
 )
 
 NONE = "none"

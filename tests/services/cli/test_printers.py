@@ -61,7 +61,7 @@ def show_rollout(console: EscapingConsole, text: str) -> None:
     }  # fmt: skip
     call = {
         "at": 2, "what": "call", "call_id": text, "agent": text, "outcome": text, "milliseconds": 1, "prompt_tokens": 1, "version": text,
-        "error": text, "messages": [message], "choices": [choice],
+        "prompt_version": text, "error": text, "messages": [message], "choices": [choice],
     }  # fmt: skip
     status = {
         "at": 1,
