@@ -169,6 +169,12 @@ async def served_by(
     return found
 
 
+async def declared_keys(gateway: Gateway) -> list[str]:
+    """The keys of twelve new rollouts."""
+    declared = await gateway.declare(n=12, task={}, mode="train", alias="policy")
+    return [rollout["api_key"] for rollout in declared["rollouts"]]
+
+
 async def test_calls_go_where_the_log_says(
     kafka: LocalKafka, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -177,12 +183,7 @@ async def test_calls_go_where_the_log_says(
         backends("east", "west") as running,
         running_gateway(settings, addresses(running), tmp_path) as gateway,
     ):
-        keys = [
-            rollout["api_key"]
-            for rollout in (await gateway.declare(n=12, task={}, mode="train", alias="policy"))[
-                "rollouts"
-            ]
-        ]
+        keys = await declared_keys(gateway)
         log = Log(gateway)
         try:
             at_first = await served_by(gateway, keys, running)
@@ -204,6 +205,10 @@ async def test_calls_go_where_the_log_says(
                 ("east",)
             }
             await log.route(v1=0.5, v2=0.5)
+            assert set(map(tuple, (await served_by(gateway, keys, running)).values())) == {
+                ("east",)
+            }, "a rollout keeps its version while that has a share"
+            keys = await declared_keys(gateway)
             split = await served_by(gateway, keys, running)
             assert {name for names in split.values() for name in names} == {"east", "west"}
             assert await served_by(gateway, keys, running) == split
