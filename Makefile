@@ -52,7 +52,7 @@ shell: install ## Open a shell with `fulgurite` on the PATH and, where `make up`
 doctor: ## Say what this machine lacks, and what to do about it.
 	@if [[ -x $(BIN)/fulgurite ]]; then $(BIN)/fulgurite doctor $(ARGS); else python3 services/cli/doctor.py $(ARGS); fi
 
-test: install ## Every test: core (100% of branches), contract, services and integration against real engines: a quarter of an hour on two cores.
+test: install ## Every test: core (100% of branches), contract, services and integration against real engines: twenty minutes to forty on two cores.
 	@data=$$(mktemp -d); trap 'rm -rf "$$data"' EXIT; \
 		COVERAGE_FILE=$$data/coverage $(PYTEST) -n $(TEST_WORKERS) --cov --cov-report=term-missing:skip-covered --durations=20 $(ARGS)
 
