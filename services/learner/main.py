@@ -125,25 +125,30 @@ def _train(
 
     policy = config.policy
     codec = make_codec()
-    with ExitStack() as stack:
-        producer = EventProducer(kafka, codec, f"learner-{policy.name}")
-        stack.callback(producer.close)
-        trainer = Trainer(config)
-        stack.callback(trainer.close)
-        policy_log = PolicyLog(kafka, codec, producer, policy.name, settings.learner_id)
-        stack.callback(policy_log.close)
-        source = TrajectorySource(kafka, codec, policy.topic, policy.name, policy.rows_of)
-        stack.callback(source.close)
-        learner = Learner(settings, config, trainer, source, policy_log, producer, codec)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda _number, _frame: learner.stop())
-        try:
+    learner: Learner | None = None
+    try:
+        with ExitStack() as stack:
+            producer = EventProducer(kafka, codec, f"learner-{policy.name}")
+            stack.callback(producer.close)
+            trainer = Trainer(config)
+            stack.callback(trainer.close)
+            source = TrajectorySource(kafka, codec, policy.topic, policy.name, policy.rows_of)
+            stack.callback(source.close)
+            policy_log = PolicyLog(kafka, codec, producer, policy.name, settings.learner_id)
+            stack.callback(policy_log.close)
+            learner = Learner(settings, config, trainer, source, policy_log, producer, codec)
+            _stop_on_signals(learner)
             learner.resume()
             learner.run()
-        except WorkersLost:
-            losses[str(learner.version)] += 1
-            raise
-        logger.info("stopped", version=str(learner.version))
+    except WorkersLost:
+        losses["before a version" if learner is None else str(learner.version)] += 1
+        raise
+    logger.info("stopped", version=str(learner.version))
+
+
+def _stop_on_signals(learner: Learner) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: learner.stop())
 
 
 if __name__ == "__main__":

@@ -56,4 +56,5 @@ def train_offline(
         finally:
             policy_log.close()
             producer.close()
+            trainer.close()
     return run

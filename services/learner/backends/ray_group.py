@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from verl.single_controller.ray.base import (
 from services.common.runtime import logs
 from services.learner.config import RunConfig
 from services.learner.engine.worker import ForestWorker
-from services.learner.errors import LearnerError, WorkersLost
+from services.learner.errors import ConfigInvalid, LearnerError, WorkersLost
 
 _CPU_ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
@@ -44,23 +45,29 @@ class RayWorkers:
     """
 
     def __init__(self, config: RunConfig, device: str) -> None:
+        """Raises ConfigInvalid where Ray has fewer devices than the run asks for."""
         engine = config.engine
-        self.count = engine.nodes * engine.workers_per_node
+        self.count = engine.worker_count
+        self._group: Any = None
         self._started_ray = _start_ray(self.count)
         self._pool = RayResourcePool(
             process_on_nodes=[engine.workers_per_node] * engine.nodes,
             use_gpu=device != "cpu",
             max_colocate_count=1,
         )
-        self._group: Any = self._waited_for(
-            lambda: RayWorkerGroup(
-                self._pool,
-                RayClassWithInitArgs(ray.remote(ForestWorker), config=config, device=device),
-                device_name=device,
-                worker_env=_CPU_ENVIRONMENT if device == "cpu" else {},
+        with ExitStack() as on_failure:
+            on_failure.callback(self.close)
+            _require_devices(self.count, "CPU" if device == "cpu" else "GPU")
+            self._group = self._waited_for(
+                lambda: RayWorkerGroup(
+                    self._pool,
+                    RayClassWithInitArgs(ray.remote(ForestWorker), config=config, device=device),
+                    device_name=device,
+                    worker_env=_CPU_ENVIRONMENT if device == "cpu" else {},
+                )
             )
-        )
-        self._waited_for(lambda: self._group.reset())
+            self._waited_for(lambda: self._group.reset())
+            on_failure.pop_all()
         logger.info("workers started", workers=self.count, nodes=engine.nodes, device=device)
 
     def set_loss_fn(self, loss_fn: Callable[..., Any]) -> None:
@@ -99,7 +106,7 @@ class RayWorkers:
 
     def close(self) -> None:
         """End the workers, and Ray if it was started here."""
-        for worker in self._group.workers:
+        for worker in self._group.workers if self._group is not None else ():
             ray.kill(worker)
         for group in self._pool.pgs or ():
             ray.util.remove_placement_group(group)
@@ -123,10 +130,22 @@ class RayWorkers:
         )
 
 
+def _require_devices(count: int, kind: str) -> None:
+    """Raise ConfigInvalid if Ray has fewer devices: it would wait for the others for ever."""
+    found = ray.cluster_resources().get(kind, 0)
+    if found < count:
+        raise ConfigInvalid(
+            f"engine.nodes times engine.workers_per_node = {count}, but Ray has {found:g} {kind}s: "
+            "lower them, or add nodes to the cluster (RAY_ADDRESS)"
+        )
+
+
 def _start_ray(workers: int) -> bool:
     """Connect to RAY_ADDRESS, or start Ray here; returns whether it was started."""
     if ray.is_initialized():
         return False
+    # Nothing about a run is told to Ray's makers, unless somebody wants it.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
     # A worker waits for the others most of the time, so there may be more of them than cores.
     cores = None if address else max(workers, os.cpu_count() or 1)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.learner.errors import PolicyDrift, WorkersLost
+from services.learner.errors import ConfigInvalid, PolicyDrift, WorkersLost
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -91,6 +91,11 @@ def test_several_workers_make_the_steps_of_one(tmp_path: Path, count: int) -> No
     again, expected = step(resumed, rows), step(alone, rows)
     for name in ("loss", "grad_norm", "entropy"):
         assert again[name] == pytest.approx(expected[name], rel=1e-3), name
+
+
+def test_more_workers_than_there_are_devices_are_refused() -> None:
+    with pytest.raises(ConfigInvalid, match="= 5, but Ray has 4 CPUs"), workers(5):
+        pass
 
 
 def test_a_worker_that_is_killed_ends_the_group() -> None:
