@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,6 +34,22 @@ from tests.services.gateway.memory_producer import MemoryProducer
 KEY, OTHER_KEY = "a-plain-key", "another-plain-key"
 NOWHERE = KafkaSettings(bootstrap_servers="127.0.0.1:1")
 SSE, JSON = "text/event-stream", "application/json"
+REPLY = json.dumps(
+    {
+        "id": "u1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "hi"},
+                "finish_reason": "stop",
+            }
+        ],
+    }
+).encode()
+"""A complete answer to a chat."""
 _CODEC = Codec()
 _UPSTREAMS = {
     "odd": {"base_url": "http://127.0.0.1:9", "kind": "openai", "model": "m"},

@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncGenerator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
-
-import pytest_asyncio
 
 from fulgurite.enums import Identity, Mode
 from fulgurite.events import LlmCall
-from tests.services.gateway.answering import KEY, OTHER_KEY, Gateway, running
+from tests.services.gateway.answering import KEY, OTHER_KEY, REPLY, Gateway
 
 THREAD = "0199a213-81c0-7800-8aa1-bbab2a035a53"
-REPLY = json.dumps(
-    {
-        "id": "u1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "m",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "hi"},
-                "finish_reason": "stop",
-            }
-        ],
-    }
-).encode()
-
-
-@pytest_asyncio.fixture
-async def gateway(tmp_path: Path) -> AsyncGenerator[Gateway]:
-    async with running(tmp_path) as made:
-        yield made
 
 
 async def asked(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,7 @@ import pytest
 from fulgurite.enums import Mode, TrainingUse
 from fulgurite.events import LlmCall
 from fulgurite.ids import subject_of
-from tests.services.gateway.answering import KEY, OTHER_KEY, Gateway, running
-
-REPLY = json.dumps(
-    {
-        "id": "u1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "m",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "hi"},
-                "finish_reason": "stop",
-            }
-        ],
-    }
-).encode()
+from tests.services.gateway.answering import KEY, OTHER_KEY, REPLY, Gateway, running
 
 
 async def asked(

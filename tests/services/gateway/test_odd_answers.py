@@ -5,20 +5,17 @@ holds what the agent saw.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from fulgurite.enums import CallOutcome, Identity
 from fulgurite.failures import FailureKind
 from fulgurite.tokens import pack_ids
 from services.gateway.recording.call import hide
 from services.gateway.upstream.client import UpstreamReply
-from tests.services.gateway.answering import JSON, KEY, SSE, Answer, Gateway, running
+from tests.services.gateway.answering import JSON, KEY, SSE, Answer, Gateway
 
 CHAT, COMPLETIONS, MESSAGES, RESPONSES = (
     "/v1/chat/completions",
@@ -29,12 +26,6 @@ CHAT, COMPLETIONS, MESSAGES, RESPONSES = (
 ASKED: list[Any] = [{"role": "user", "content": "hi"}]
 HEAD: dict[str, Any] = {"id": "u1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
 DONE = b"data: [DONE]\n\n"
-
-
-@pytest_asyncio.fixture
-async def gateway(tmp_path: Path) -> AsyncGenerator[Gateway]:
-    async with running(tmp_path) as made:
-        yield made
 
 
 def sse(chunk: Any) -> bytes:

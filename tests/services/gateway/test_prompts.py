@@ -6,29 +6,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from fulgurite.events import PromptUpdate
 from fulgurite.prompts.history import EFFECT_DELAY_MS
 from tests.fulgurite.prompts.prompt_updates import version
-from tests.services.gateway.answering import Answer, Gateway, running
-from tests.services.gateway.test_coding_agents import REPLY
+from tests.services.gateway.answering import REPLY, Answer, Gateway
 
 CHAT = "/v1/chat/completions"
 USER = {"role": "user", "content": "hi"}
 OLD = {"role": "system", "content": "Old."}
 SESSION = {"x-fulgurite-rollout": "my session"}
-
-
-@pytest_asyncio.fixture
-async def gateway(tmp_path: Path) -> AsyncGenerator[Gateway]:
-    async with running(tmp_path) as made:
-        yield made
 
 
 def now_ms() -> int:

@@ -4,38 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
-
-import pytest_asyncio
 
 from fulgurite.enums import CallOutcome
 from fulgurite.events import PolicyRoute, RouteTarget
 from services.gateway.errors import NotReady
-from tests.services.gateway.answering import Answer, Gateway, running
-
-REPLY = json.dumps(
-    {
-        "id": "u1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "m",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "hi"},
-                "finish_reason": "stop",
-            }
-        ],
-    }
-).encode()
-
-
-@pytest_asyncio.fixture
-async def gateway(tmp_path: Path) -> AsyncGenerator[Gateway]:
-    async with running(tmp_path) as made:
-        yield made
+from tests.services.gateway.answering import REPLY, Answer, Gateway
 
 
 def to(upstream: str, weight: float, **parameters: float) -> RouteTarget:
