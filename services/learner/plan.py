@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
-from fulgurite.trajectories.forest import build, partition
+from fulgurite.trajectories.forest import Forest, build, partition
 from services.learner.train_row import TrainRow
 
 _FILLER_TOKENS = 2
@@ -47,9 +47,10 @@ def plan_batch(rows: Sequence[TrainRow], max_tokens: int, workers: int = 1) -> P
     A longer row makes a bin of its own.
     """
     bins = _bins_for_all(rows, max_tokens, workers)
-    costs = [_cost(rows, one) for one in bins]
-    bins += [[] for _ in range(-len(bins) % workers)]
-    costs += [0] * (len(bins) - len(costs))
+    tries = [_forest(rows, one) for one in bins]
+    empty = -len(bins) % workers
+    bins += [[] for _ in range(empty)]
+    costs = [*map(_cost, tries), *[0] * empty]
     shares = cast(
         "list[list[int]]", get_seqlen_balanced_partitions(costs, workers, equal_size=True)
     )
@@ -61,11 +62,8 @@ def plan_batch(rows: Sequence[TrainRow], max_tokens: int, workers: int = 1) -> P
         while len(one) < most:
             one.append(len(filled))
             filled.append(filler)
-    nodes = sum(
-        len(build([filled[i].token_ids for i in one], [filled[i].trained for i in one]))
-        for one in dealt
-    )
-    return Plan(filled, dealt, nodes)
+    # A filler row is a prefix of a row of its bin, and adds nodes to an empty one alone.
+    return Plan(filled, dealt, sum(map(len, tries)) + empty * len(_filler(rows[0]).token_ids))
 
 
 def _bins_for_all(rows: Sequence[TrainRow], max_tokens: int, workers: int) -> list[list[int]]:
@@ -80,9 +78,12 @@ def _bins_for_all(rows: Sequence[TrainRow], max_tokens: int, workers: int) -> li
     return bins
 
 
-def _cost(rows: Sequence[TrainRow], indices: Sequence[int]) -> int:
+def _forest(rows: Sequence[TrainRow], indices: Sequence[int]) -> Forest:
+    return build([rows[i].token_ids for i in indices], [rows[i].trained for i in indices])
+
+
+def _cost(trie: Forest) -> int:
     """What a bin costs, in tokens: its nodes, and the pairs of nodes in its attention."""
-    trie = build([rows[i].token_ids for i in indices], [rows[i].trained for i in indices])
     pairs = int((trie.end_N - np.arange(len(trie))).sum())
     return len(trie) + pairs // _PAIRS_PER_TOKEN
 
