@@ -17,6 +17,11 @@ _TEXTS = ("text", "input_text", "output_text")
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
 _SYSTEM = ("system", "developer")
 
+LONGEST_SEARCHED = 20_000
+"""Characters of a text that patterns of settings are searched in: one may take time with the square
+of them.
+"""
+
 
 def messages_of(call: LlmCall) -> list[Json]:
     """The messages of a call's request; none if the body cannot be read."""

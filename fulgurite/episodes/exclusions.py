@@ -16,12 +16,16 @@ from collections.abc import Sequence
 import msgspec
 
 from fulgurite.calls.training_use import find_left_out_calls
-from fulgurite.calls.transcript import body_of, is_system, messages_in, system_prompt, text_of
+from fulgurite.calls.transcript import (
+    LONGEST_SEARCHED,
+    body_of,
+    is_system,
+    messages_in,
+    system_prompt,
+    text_of,
+)
 from fulgurite.episodes.episode_deltas import unpack
 from fulgurite.events import LlmCall
-
-_LONGEST_TEXT = 20_000
-"""Characters of a text that are searched: a pattern may take time with the square of them."""
 
 
 class ExclusionRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,4 +116,4 @@ def _matches_body(rule: ExclusionRule, call: LlmCall) -> bool:
 
 
 def _is_found(pattern: str | None, text: str) -> bool:
-    return pattern is None or re.search(pattern, text[:_LONGEST_TEXT]) is not None
+    return pattern is None or re.search(pattern, text[:LONGEST_SEARCHED]) is not None

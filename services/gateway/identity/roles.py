@@ -9,14 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from fulgurite.calls.transcript import messages_in, system_prompt
+from fulgurite.calls.transcript import LONGEST_SEARCHED, messages_in, system_prompt
 from fulgurite.untrusted_json import Json
 from services.gateway.settings import RoleSpec
-
-_LONGEST_TEXT = 20_000
-"""Characters of a system prompt that are searched: a pattern may take time with the square of
-them.
-"""
 
 
 class Roles:
@@ -42,7 +37,7 @@ class Roles:
         patterns = self._patterns.get(alias)
         if not patterns:
             return None
-        prompt = system_prompt(messages_in(body, api))[:_LONGEST_TEXT]
+        prompt = system_prompt(messages_in(body, api))[:LONGEST_SEARCHED]
         return next((role for role, pattern in patterns if pattern.search(prompt)), None)
 
     def alias_of(self, alias: str, role: str) -> str:
