@@ -23,7 +23,7 @@ from services.replay.groups import Group, read_groups
 from services.replay.leaving_out import LeftOut
 from services.replay.listing import Wanted, listed
 from services.replay.log_source import LogSource
-from services.replay.windows import parse_since
+from services.replay.windows import parse_window
 from services.runner.errors import BadTasks
 from services.runner.options import Task, read_tasks, task_id
 
@@ -91,7 +91,7 @@ def held_out_rewards(
     BadArgument, LogUnavailable.
     """
     codec, left_out = make_codec(), LeftOut()
-    since_ms = None if since == "all" else parse_since(since)
+    since_ms = parse_window(since)
     groups = read_groups(LogSource(kafka, codec), codec, since_ms=since_ms)
     chosen = None if tasks is None else {task_id(task) for task in tasks_of(tasks)}
     found = collect(groups, models, chosen, left_out)

@@ -51,3 +51,12 @@ Weights = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=W", help="Weight of a named reward in the sum. Repeatable."),
 ]
+
+Since = Annotated[
+    str,
+    typer.Option(
+        metavar="TIME",
+        help="Only groups that began at or after this time: an age (90s, 30m, 24h, 7d), an "
+        "ISO time in UTC, or `all`.",
+    ),
+]

@@ -13,6 +13,7 @@ from fulgurite.failures import FailureKind
 from fulgurite.untrusted_json import Json
 from fulgurite.versions import parse_version
 from services.cli.errors import report_errors, show_left_out
+from services.cli.options import Since
 from services.cli.output import print_json, print_table
 from services.common.blobs.blob_store import readable
 from services.common.kafka.codec import make_codec
@@ -26,7 +27,7 @@ from services.replay.log_source import LogSource
 from services.replay.lookup import find_group, group_of
 from services.replay.prompts import WITH_PROMPTS, read_prompts, with_served_requests
 from services.replay.timeline import rollout_ids, shortened, timeline
-from services.replay.windows import parse_since, shown
+from services.replay.windows import parse_window, shown
 from services.rewarder.closing_settings import ClosingSettings
 
 app = typer.Typer(
@@ -43,14 +44,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("list")
 def list_rollouts(
-    since: Annotated[
-        str,
-        typer.Option(
-            metavar="TIME",
-            help="Only groups that began at or after this time: an age (90s, 30m, 24h, 7d), an "
-            "ISO time in UTC, or `all`.",
-        ),
-    ] = "24h",
+    since: Since = "24h",
     mode: Annotated[Mode | None, typer.Option(help="Only rollouts of this mode.")] = None,
     reward_below: Annotated[
         float | None, typer.Option(help="Only rollouts with a reward below this.")
@@ -112,7 +106,7 @@ def list_rollouts(
         )
         codec, since_ms, left_out = (
             make_codec(),
-            None if since == "all" else parse_since(since),
+            parse_window(since),
             LeftOut(),
         )
         keys = None if wanted.group_id is None else {wanted.group_id}

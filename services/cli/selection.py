@@ -18,7 +18,7 @@ from fulgurite.selection.logged import LoggedEpisode, Weights, logged_episode
 from fulgurite.selection.variants import name_variant
 from services.cli.cost import read_prices
 from services.cli.errors import report_errors, show_left_out
-from services.cli.options import Archive, ArchiveOnly
+from services.cli.options import Archive, ArchiveOnly, Since
 from services.cli.output import print_json, print_table
 from services.cli.route_targets import parse_targets
 from services.common.kafka.codec import make_codec
@@ -29,7 +29,7 @@ from services.replay.errors import BadArgument
 from services.replay.groups import read_groups
 from services.replay.leaving_out import LeftOut
 from services.replay.scoring import Score, scores
-from services.replay.windows import parse_since
+from services.replay.windows import parse_window
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,14 +59,7 @@ def try_router(
         list[str] | None,
         typer.Argument(metavar="[VARIANT=SHARE]...", help="The candidate's other targets."),
     ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Only groups that began at or after this time: an age (90s, 30m, 24h, 7d), an "
-            "ISO time in UTC, or `all`.",
-        ),
-    ] = "7d",
+    since: Since = "7d",
     prices: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="TOML file of prices (docs/how-to/cost.md)."),
@@ -95,7 +88,7 @@ def try_router(
         if price_weight and prices is None:
             raise BadArgument("--price-weight needs --prices FILE (docs/how-to/cost.md)")
         table = read_prices(prices) if prices is not None else None
-        codec, since_ms = make_codec(), None if since == "all" else parse_since(since)
+        codec, since_ms = make_codec(), parse_window(since)
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
         left_out = LeftOut()
         scored = left_out.each(read_groups(source, codec, since_ms=since_ms), scores)

@@ -16,6 +16,7 @@ from services.cli.options import (
     Concurrency,
     MemoryLimit,
     RewardName,
+    Since,
     Timeout,
     Weights,
 )
@@ -29,7 +30,7 @@ from services.replay.groups import Group, read_groups
 from services.replay.leaving_out import LeftOut
 from services.replay.rescoring import Rescorer, rescored
 from services.replay.scoring import Comparison, Score, Spread, compare, scores
-from services.replay.windows import parse_since
+from services.replay.windows import parse_window
 from services.rewards.plugins import RewardPlugin
 from services.rewards.sandbox import Limits
 from services.runner.options import REWARD_NAME, read_rewards, read_weights
@@ -51,14 +52,7 @@ def try_reward(
         ),
     ] = None,
     weight: Weights = None,
-    since: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Only groups that began at or after this time: an age (90s, 30m, 24h, 7d), an "
-            "ISO time in UTC, or `all`.",
-        ),
-    ] = "24h",
+    since: Since = "24h",
     name: RewardName = REWARD_NAME,
     flips: Annotated[
         int,
@@ -93,7 +87,7 @@ def try_reward(
             )
         plugins = [RewardPlugin(reference, named) for named, reference in asked.items()]
         limits = Limits(processes=concurrency, timeout_s=timeout, memory_mb=memory)
-        codec, since_ms = make_codec(), None if since == "all" else parse_since(since)
+        codec, since_ms = make_codec(), parse_window(since)
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
         groups = read_groups(source, codec, since_ms=since_ms)
         left_out = LeftOut()

@@ -22,6 +22,11 @@ def parse_datetime(text: str) -> int:
     return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
+def parse_window(since: str) -> int | None:
+    """Parse what `parse_since` does, or `all`, which is None. Raises BadArgument."""
+    return None if since == "all" else parse_since(since)
+
+
 def parse_since(text: str | None, now_ms: int | None = None) -> int | None:
     """Parse `90s`, `30m`, `24h`, `7d` before now, or ISO 8601, into Unix milliseconds.
 
