@@ -7,7 +7,7 @@ EXAMPLES := example-text-to-sql example-knowledge-base example-code-interpreter 
 
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
-SERVICES_EXTRAS := --extra gateway --extra otel --extra streams --extra rewards --extra learner --extra stack --extra archive --group dev --group agents
+SERVICES_EXTRAS := --extra gateway --extra otel --extra streams --extra rewards --extra learner --extra stack --extra archive --extra selector --extra tuner --extra console --group dev --group agents
 LINT_EXTRAS := --extra gateway --extra otel --extra streams --extra cli
 COMPILE := $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock"
 
