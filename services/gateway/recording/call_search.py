@@ -5,9 +5,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
-
-from confluent_kafka import KafkaException
 
 from fulgurite.avro.codec import Codec
 from fulgurite.errors import BadClaim, BrokenDelta
@@ -15,13 +12,11 @@ from fulgurite.events import LlmCall
 from fulgurite.ids import CompletionRef
 from fulgurite.topics import LLM_CALLS
 from services.common.blobs.blob_store import redeemed
-from services.common.kafka.consumer import make_consumer
 from services.common.kafka.delivery import Delivery
-from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.logged_calls import CallReader
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
-from services.gateway.recording.log_search import LogSearch
+from services.gateway.recording.log_search import LogSearch, open_search
 
 log = logs.get(__name__)
 
@@ -46,19 +41,15 @@ class CallSearch:
         LogUnavailable, SearchTooLong.
         """
         try:
-            with closing(make_consumer(self._settings)) as consumer:
-                found = self._found(LogSearch(self._settings, self._codec, consumer), ref, place)
-            call = found.get(ref.completion_id)
-            # A delta is expanded from its parent: one of those found, or one that is read for it.
-            return (
-                None
-                if call is None
-                else redeemed(
-                    CallReader(self._settings, self._codec).complete_call(call, found.get)
-                )
-            )
-        except KafkaException as error:
-            raise LogUnavailable(f"{self._settings.topic(LLM_CALLS)}: {error}") from error
+            with open_search(self._settings, self._codec, LLM_CALLS) as search:
+                found = self._found(search, ref, place)
+                call = found.get(ref.completion_id)
+                if call is None:
+                    return None
+                # A delta is expanded from its parent: one of those found, or one that is read for
+                # it.
+                reader = CallReader(self._settings, self._codec)
+                return redeemed(reader.complete_call(call, found.get))
         except (BrokenDelta, BadClaim) as error:
             log.warning(
                 "a recorded call cannot be read", call_id=ref.completion_id, error=str(error)

@@ -101,12 +101,14 @@ def _began_at(group_id: str) -> int | None:
 
 
 @contextmanager
-def open_search(settings: KafkaSettings, codec: Codec) -> Generator[LogSearch]:
-    """A search with a consumer of its own, so that several threads may search at once. What Kafka
-    raises within it becomes LogUnavailable.
+def open_search(settings: KafkaSettings, codec: Codec, *topics: Topic) -> Generator[LogSearch]:
+    """A search of these topics, with a consumer of its own, so that several threads may search at
+    once. What Kafka raises within it becomes LogUnavailable, which names the topics: agents see
+    the message, and a broker's address is not theirs.
     """
     try:
         with closing(make_consumer(settings)) as consumer:
             yield LogSearch(settings, codec, consumer)
     except KafkaException as error:
-        raise LogUnavailable(f"{settings.bootstrap_servers}: {error}") from error
+        names = ", ".join(settings.topic(topic) for topic in topics)
+        raise LogUnavailable(f"{names}: {error}") from error

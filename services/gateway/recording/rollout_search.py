@@ -19,6 +19,10 @@ READ_S = 5.0
 """Seconds that records of one topic are read for the view of a rollout."""
 LOOK_UP_S = 2.0
 """Seconds that records of one topic are read in search of what a reward is for."""
+_RECORDED_IN = (AGENT_STATUS, AGENT_REWARDS, LLM_CALLS)
+"""The topics that hold events of a rollout."""
+_BEGINS_IN = (AGENT_STATUS, LLM_CALLS)
+"""The topics of which one holds a rollout's first event."""
 
 
 class RolloutSearch:
@@ -33,8 +37,8 @@ class RolloutSearch:
         events: dict[str, AgentStatus | AgentReward] = {}
         calls: dict[str, CallView] = {}
         unread: list[str] = []
-        with open_search(self._settings, self._codec) as search:
-            for topic in (AGENT_STATUS, AGENT_REWARDS, LLM_CALLS):
+        with open_search(self._settings, self._codec, *_RECORDED_IN) as search:
+            for topic in _RECORDED_IN:
                 try:
                     for event in _events(search, topic, ref, READ_S):
                         # A call's text may be long, and is not shown.
@@ -55,7 +59,7 @@ class RolloutSearch:
         """The indexes of a recorded call's choices; None if the log does not have it (any more).
         Raises LogUnavailable, SearchTooLong.
         """
-        with open_search(self._settings, self._codec) as search:
+        with open_search(self._settings, self._codec, LLM_CALLS) as search:
             for event in _events(search, LLM_CALLS, ref.rollout, LOOK_UP_S):
                 if isinstance(event, LlmCall) and event.call_id == ref.completion_id:
                     return tuple(choice.index for choice in event.choices)
@@ -63,12 +67,8 @@ class RolloutSearch:
 
     def has_rollout(self, ref: RolloutRef) -> bool:
         """Whether the rollout was declared or has a call. Raises LogUnavailable, SearchTooLong."""
-        with open_search(self._settings, self._codec) as search:
-            return any(
-                True
-                for topic in (AGENT_STATUS, LLM_CALLS)
-                for _ in _events(search, topic, ref, LOOK_UP_S)
-            )
+        with open_search(self._settings, self._codec, *_BEGINS_IN) as search:
+            return any(True for topic in _BEGINS_IN for _ in _events(search, topic, ref, LOOK_UP_S))
 
 
 def _events(search: LogSearch, topic: Topic, ref: RolloutRef, patience_s: float) -> Iterator[Event]:
