@@ -50,7 +50,7 @@ from fulgurite.learning.offline import OFFLINE
 from fulgurite.learning.relabel import learns_elsewhere
 from fulgurite.learning.target_version import TargetVersion
 from fulgurite.ledger.model import Account, Balance, Discrepancy, Entry, Sources
-from fulgurite.ledger.untrained import why_untrained
+from fulgurite.ledger.untrained import UntrainedActions
 from fulgurite.trajectories.building import successful_actions
 
 DEAD = "dead_lettered"
@@ -168,8 +168,8 @@ class _Books:
         self.calls: dict[str, _Call] = {}
         self.live: set[str] = set()
         """Rollouts of mode `live` with calls that are not trained."""
-        self.untrained: Counter[str] = Counter()
-        """Actions that are no term, by `Untrained`."""
+        self.untrained = UntrainedActions()
+        """Actions that are no term."""
         self.beyond: set[str] = set()
         self.until: dict[int, int] = {}
         self.began: dict[int, int] = {}
@@ -297,10 +297,7 @@ class _Books:
                 self.deadlines[call.group_id] = max(
                     self.deadlines.get(call.group_id, 0), call.finished_at + LIVE_MS
                 )
-            untrained = why_untrained(call)
-            if untrained is not None:
-                self.untrained[untrained.value] += len(successful_actions(call))
-            if untrained is not None or call.policy is None:
+            if self.untrained.add(call) or call.policy is None:
                 continue
             about = _Call(
                 policy=call.policy,
@@ -362,7 +359,7 @@ class _Books:
             overdue=tuple(sorted(overdue)),
             expired=len(expired),
             live_rollouts=len(self.live),
-            untrained=dict(+self.untrained),
+            untrained=self.untrained.counts(),
             without_learner=tuple(
                 sorted(
                     {self.calls[a].policy for a, terms in found.items() if OPEN_LEARNER in terms}

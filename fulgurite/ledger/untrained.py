@@ -1,5 +1,5 @@
 """Explains why the actions of a successful call are recorded and are no term of the ledger: nothing
-trains them.
+trains them. Counts such actions.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from enum import StrEnum
 from fulgurite.calls.training_use import is_counted, is_left_out
 from fulgurite.enums import Mode
 from fulgurite.events import LlmCall
+from fulgurite.trajectories.building import successful_actions
 
 
 class Untrained(StrEnum):
@@ -45,3 +46,22 @@ def why_untrained(call: LlmCall) -> Untrained | None:
     if call.mode is not Mode.live:
         return Untrained.val if call.mode is Mode.val else Untrained.no_policy
     return Untrained.left_out if is_left_out(call) else Untrained.live
+
+
+class UntrainedActions:
+    """Counts actions that the ledger does not count, by why. A repeated call adds nothing."""
+
+    def __init__(self) -> None:
+        self._actions: dict[Untrained, set[str]] = {}
+
+    def add(self, call: LlmCall) -> bool:
+        """Count a call's actions; returns whether they are no part of the ledger."""
+        why = why_untrained(call)
+        if why is None:
+            return False
+        self._actions.setdefault(why, set()).update(successful_actions(call))
+        return True
+
+    def counts(self) -> dict[str, int]:
+        """The number of distinct actions by `Untrained`, without zeros."""
+        return {why.value: len(actions) for why, actions in self._actions.items() if actions}

@@ -27,7 +27,7 @@ from fulgurite.events import Event, LedgerEntry, LlmCall, PolicyApplied, PolicyU
 from fulgurite.learning.offline import OFFLINE
 from fulgurite.learning.target_version import TargetVersion
 from fulgurite.ledger.remedies import frequent_remedies
-from fulgurite.ledger.untrained import why_untrained
+from fulgurite.ledger.untrained import UntrainedActions
 from fulgurite.topics import (
     LLM_CALLS,
     POLICY_APPLIED,
@@ -36,7 +36,6 @@ from fulgurite.topics import (
     TRAINING_LEDGER,
     Topic,
 )
-from fulgurite.trajectories.building import successful_actions
 from services.cli.alive import (
     Progress,
     ServiceState,
@@ -232,12 +231,11 @@ def _actions(kafka: KafkaSettings, known: Sequence[Topic]) -> dict[str, int]:
 
 
 def _untrained(kafka: KafkaSettings, known: Sequence[Topic]) -> dict[str, int]:
-    counts: Counter[str] = Counter()
+    found = UntrainedActions()
     for event in _events(kafka, LLM_CALLS, known, newest=_NEWEST_CALLS):
-        why = why_untrained(event) if isinstance(event, LlmCall) else None
-        if isinstance(event, LlmCall) and why is not None:
-            counts[why.value] += len(successful_actions(event))
-    return dict(+counts)
+        if isinstance(event, LlmCall):
+            found.add(event)
+    return found.counts()
 
 
 def outcome_of(entry: LedgerEntry) -> str:

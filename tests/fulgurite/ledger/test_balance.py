@@ -590,6 +590,15 @@ def test_live_rollouts_are_told_and_are_no_part_of_the_books() -> None:
     assert books.untrained == {"live": 4, "val": 2}
 
 
+def test_a_call_that_was_delivered_twice_counts_once() -> None:
+    world = World()
+    untrained = [make_call(0, mode=Mode.val), make_call(1, mode=Mode.live)]
+    world.put("calls", 0, *untrained, make_call(2), *untrained, make_call(2))
+    books = world.balance()
+    assert books.untrained == {"val": 1, "live": 1}
+    assert (books.actions, books.live_rollouts) == (1, 1)
+
+
 def test_a_live_action_that_is_opted_in_is_open_for_a_day_before_it_is_overdue() -> None:
     world = World()
     call = make_call(0, mode=Mode.live, use=TrainingUse.live)

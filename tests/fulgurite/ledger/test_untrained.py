@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fulgurite.enums import Mode, TrainingUse
-from fulgurite.ledger.untrained import UNTRAINED, Untrained, why_untrained
+from fulgurite.enums import CallOutcome, Mode, TrainingUse
+from fulgurite.ledger.untrained import UNTRAINED, Untrained, UntrainedActions, why_untrained
 from tests.synthetic import make_call
 
 
@@ -42,3 +42,16 @@ def test_live_traffic_is_counted_by_opt_in(use: TrainingUse, why: Untrained | No
 
 def test_every_reason_has_words() -> None:
     assert set(UNTRAINED) == set(Untrained)
+
+
+def test_distinct_actions_are_counted_by_why() -> None:
+    found = UntrainedActions()
+    live = make_call(0, mode=Mode.live)
+    failed = make_call(1, mode=Mode.val, outcome=CallOutcome.upstream_error)
+    assert [found.add(call) for call in (live, make_call(2), live, failed)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert found.counts() == {"live": 1}
