@@ -8,7 +8,6 @@ import asyncio
 import json
 import signal
 import subprocess
-import sys
 import uuid
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -24,6 +23,7 @@ from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, Topic
 from services.cli.routes import last_routes, write_route
 from services.common.kafka.producer import EventProducer
 from services.local_stack.kafka_local import LocalKafka
+from tests.integration.command_line import fulgurite_command, run_fulgurite
 from tests.integration.gateway_process import Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub, running_stub
 from tests.integration.test_runner import ASKS, environment_of, running_aggregator
@@ -120,17 +120,15 @@ def started(command: list[str], gateway: Gateway, folder: Path) -> subprocess.Po
 
 
 async def fulgurite(gateway: Gateway, folder: Path, *words: str, code: int = 0) -> str:
+    """Run a command as a user would; what it printed, with what it said of a failure."""
     done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-P", "-m", "services.cli.main", *words],
-        cwd=folder,
-        env=environment_of(gateway, FULGURITE_DATA_DIR=str(folder)),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
+        run_fulgurite,
+        *words,
+        environment=environment_of(gateway, FULGURITE_DATA_DIR=str(folder)),
+        folder=folder,
+        code=code,
+        timeout_s=120,
     )
-    assert done.returncode == code, done.stderr + done.stdout
     return done.stdout + (done.stderr if code else "")
 
 
@@ -174,11 +172,10 @@ async def test_new_versions_are_compared_with_the_promoted_one_until_stopped(
     await publish(gateway, POLICY_UPDATES, claim, update(4), update(5))
     target = RouteTarget(policy="policy", version="policy@1.4", weight=1.0)
     await asyncio.to_thread(write_route, gateway.kafka, "prod", (target,), "the first")
-    command = [
-        sys.executable, "-P", "-m", "services.cli.main", "eval", "--every", "2", "--promote",
-        "prod", "--margin", "1", "--min-tasks", "4", "--tasks", "held-out.jsonl", "--reward",
-        "rewards.py:score", "--", "python", "agent.py",
-    ]  # fmt: skip
+    command = fulgurite_command(
+        "eval", "--every", "2", "--promote", "prod", "--margin", "1", "--min-tasks", "4",
+        "--tasks", "held-out.jsonl", "--reward", "rewards.py:score", "--", "python", "agent.py",
+    )  # fmt: skip
     process = started(command, gateway, tmp_path)
     try:
         while "is routed to policy@1.5" not in (tmp_path / "output").read_text():

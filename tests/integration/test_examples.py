@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,10 +22,10 @@ from services.local_stack.local_stack import LocalStack, StackOptions
 from services.local_stack.model import tiny_model
 from services.local_stack.python_environments import example_environment
 from services.runner.options import RunOptions
+from tests.integration.command_line import PROJECT, run_fulgurite
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900), pytest.mark.xdist_group("examples")]
 
-PROJECT = Path(__file__).parents[2]
 EXAMPLES = {
     str(file.parent.relative_to(PROJECT / "examples")): example
     for file in sorted(PROJECT.glob("examples/**/example.toml"))
@@ -60,17 +59,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
 
 def fulgurite(stack: LocalStack, *arguments: str) -> str:
     """Run a command as a user would; what it said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "services.cli.main", *arguments],
-        cwd=PROJECT,
-        env={**os.environ, **stack.environment, "PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    return run_fulgurite(*arguments, environment={**os.environ, **stack.environment}).stdout
 
 
 def run(stack: LocalStack, options: RunOptions, results: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 import urllib.request
@@ -32,6 +31,7 @@ from services.common.processes.supervisor import SupervisedProcess
 from services.local_stack.batch_scheduling import batch_command
 from services.local_stack.local_stack import LocalStack, StackOptions
 from services.local_stack.model import tiny_model
+from tests.integration.command_line import PROJECT, fulgurite_command, run_fulgurite
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -64,7 +64,7 @@ def _environment(stack: LocalStack) -> dict[str, str]:
         **os.environ,
         **stack.environment,
         **SETTINGS,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(PROJECT),
     }
 
 
@@ -75,39 +75,21 @@ def run_agents(stack: LocalStack, folder: Path) -> dict[str, Any]:
     (folder / "tasks.jsonl").write_text(
         "".join(json.dumps({"question": f"question {n}"}) + "\n" for n in range(12))
     )
-    command = [
-        "-m",
-        "services.cli.main",
-        "run",
-        "--tasks",
-        "tasks.jsonl",
-        "-n",
-        "4",
-        "--max-ahead",
-        "2",
-        "--updates",
-        "2",
-    ]
-    options = [
-        "--reward",
-        "rewards.py:vowels",
-        "--preload",
-        "openai",
-        "--results",
-        "results.json",
-        "--json",
-    ]
-    argv = [sys.executable, *command, *options, "--", sys.executable, "agent.py"]
-    done = subprocess.run(
-        argv,
-        cwd=folder,
-        env=_environment(stack),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+    run_fulgurite(
+        *["run", "--tasks", "tasks.jsonl", "-n", "4", "--max-ahead", "2", "--updates", "2"],
+        *[
+            "--reward",
+            "rewards.py:vowels",
+            "--preload",
+            "openai",
+            "--results",
+            "results.json",
+            "--json",
+        ],
+        *("--", sys.executable, "agent.py"),
+        environment=_environment(stack),
+        folder=folder,
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads((folder / "results.json").read_text())
 
 
@@ -157,38 +139,18 @@ def learn_from_a_replay(stack: LocalStack, folder: Path) -> None:
     """Other rewards and credit for the same calls, and a policy of its own that learns from them,
     beside the live one.
     """
-    command = [sys.executable, "-m", "services.cli.main"]
-    options = [
-        "--from-beginning",
-        "--reward",
-        "rewards.py:length",
-        "--credit",
-        "last_step",
-        "--into",
-        "trajectories.v2",
-        "--json",
-    ]
-    done = subprocess.run(
-        [*command, "replay", *options],
-        cwd=folder,
-        env=_environment(stack),
-        capture_output=True,
-        text=True,
-        check=False,
+    options = "--from-beginning --reward rewards.py:length --credit last_step"
+    done = run_fulgurite(
+        *("replay", *options.split(), "--into", "trajectories.v2", "--json"),
+        environment=_environment(stack),
+        folder=folder,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert (report["left_out"], report["unmet"], report["judged"] > 0) == ([], [], True)
-    options = ["--topic", "trajectories.v2", "--policy", "policy-v2", "--rows-of", "policy"]
-    argv = [
-        *command,
-        "train",
-        *options,
-        "--model",
-        str(tiny_model()),
-        "--data-dir",
-        str(folder / "v2"),
-    ]
+    argv = fulgurite_command(
+        *["train", "--topic", "trajectories.v2", "--policy", "policy-v2", "--rows-of", "policy"],
+        *("--model", str(tiny_model()), "--data-dir", str(folder / "v2")),
+    )
     with ChildProcess(argv, folder / "train.log", env=_environment(stack), cwd=folder) as learner:
         deadline = time.monotonic() + 240
         while "policy-v2@1.2" not in versions_of(stack, "policy-v2"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 import urllib.request
@@ -22,6 +21,7 @@ from services.common.kafka.consumer import read_all
 from services.common.kafka.logged_calls import read_calls
 from services.local_stack.local_stack import LocalStack, StackOptions
 from services.local_stack.model import tiny_model
+from tests.integration.command_line import run_fulgurite
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -80,23 +80,13 @@ def run_agents(stack: LocalStack, folder: Path) -> None:
     (folder / "tasks.jsonl").write_text(
         "".join(json.dumps({"question": f"question {n}"}) + "\n" for n in range(12))
     )
-    command = "-m services.cli.main run --tasks tasks.jsonl -n 4 --max-ahead 2 --updates 2"
-    options = "--reward rewards.py:vowels --preload openai --json"
-    done = subprocess.run(
-        [sys.executable, *command.split(), *options.split(), "--", sys.executable, "agent.py"],
-        cwd=folder,
-        env={
-            **os.environ,
-            **SETTINGS,
-            **stack.exports,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+    run_fulgurite(
+        *["run", "--tasks", "tasks.jsonl", "-n", "4", "--max-ahead", "2", "--updates", "2"],
+        *["--reward", "rewards.py:vowels", "--preload", "openai", "--json"],
+        *("--", sys.executable, "agent.py"),
+        environment={**os.environ, **SETTINGS, **stack.exports},
+        folder=folder,
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def answering_version(stack: LocalStack, model: str) -> str | None:

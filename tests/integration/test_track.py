@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topic
 from services.local_stack.kafka_local import LocalKafka
+from tests.integration.command_line import fulgurite_command
 from tests.integration.test_processors import wait_until
 
 pytestmark = pytest.mark.engine
@@ -84,10 +84,7 @@ def test_each_version_is_copied_once_over_restarts(producer: EventProducer, tmp_
 
 def test_it_follows_the_log_until_it_is_stopped(producer: EventProducer, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "services.cli.main", "track"),
-            *("--to", "tensorboard", "--dir", str(tmp_path)),
-        ],
+        fulgurite_command("track", "--to", "tensorboard", "--dir", str(tmp_path)),
         env=dict(os.environ),
         stderr=subprocess.PIPE,
         text=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,7 @@ import pytest
 
 from services.local_stack.model import tiny_model
 from services.local_stack.ports import free_port
+from tests.integration.command_line import fulgurite_command
 from tests.integration.test_processors import wait_until
 
 pytestmark = pytest.mark.engine
@@ -23,11 +23,12 @@ def test_a_stack_that_is_starting_ends_all_it_started(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     data = tmp_path / "data"
-    command = [sys.executable, "-P", "-m", "services.cli.main", "up"]
-    options = [f"--data={data}", f"--model={tiny_model()}", f"--port={free_port()}"]
+    command = fulgurite_command(
+        "up", f"--data={data}", f"--model={tiny_model()}", f"--port={free_port()}"
+    )
     own = {name: value for name, value in os.environ.items() if "KAFKA" not in name}
     with subprocess.Popen(
-        [*command, *options],
+        command,
         env=own,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
