@@ -19,6 +19,7 @@ import aiohttp
 from aiohttp import web
 
 from services.common.runtime.error_text import text_of
+from services.common.runtime.gateway_fields import DICTATE
 from services.rewards.functions import load
 from services.runner.errors import ExpertFailed
 from services.runner.gateway_client import Grant
@@ -26,7 +27,6 @@ from services.runner.options import Task
 
 _HOST = "127.0.0.1"
 _CHATS = "chat/completions"
-_FIELD = "fulgurite_dictate"
 _LARGEST_BODY = 64 * 2**20
 _OF_CONNECTIONS = ("host", "content-length", "transfer-encoding", "connection")
 
@@ -118,7 +118,7 @@ class Expert:
             raise ExpertFailed(f"the expert failed: {text_of(error)}") from error
         if given is None:
             return raw
-        return json.dumps({**body, _FIELD: message_of(given)}).encode()
+        return json.dumps({**body, DICTATE: message_of(given)}).encode()
 
 
 def message_of(given: object) -> dict[str, Any]:

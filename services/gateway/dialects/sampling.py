@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from fulgurite.events import Sampling
+from services.common.runtime.gateway_fields import DICTATE
 from services.gateway.dialects.capture import Json
 from services.gateway.dialects.dialect import mapping
 
@@ -36,7 +37,7 @@ _BIASES = frozenset(
         "thinking_token_budget",
         "watermarking",
         "vllm_xargs",
-        "fulgurite_dictate",
+        DICTATE,
     }
 )
 """Fields that make some tokens likelier or impossible, whatever the model's distribution is."""

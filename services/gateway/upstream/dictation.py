@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import msgspec
 
+from services.common.runtime.gateway_fields import DICTATE
 from services.gateway.dialects.dialect import ApiRequest, mapping
 from services.gateway.dialects.foreign_json import UNREADABLE
 from services.gateway.errors import InvalidRequest, UpstreamBroken
@@ -22,7 +23,6 @@ from services.gateway.upstream.client import UpstreamClient
 from services.gateway.upstream.rendering import render
 from services.gateway.upstream.route import Route
 
-FIELD = "fulgurite_dictate"
 TOKENS = "dictated_token_ids"
 """In `vllm_xargs`, where the plug-in finds them."""
 _API = "chat.completions"
@@ -51,12 +51,12 @@ class Dictation:
         """The request that makes the engine say what is dictated; the same where nothing is.
         Raises InvalidRequest, UpstreamFailed.
         """
-        answer = call.request.body.get(FIELD)
+        answer = call.request.body.get(DICTATE)
         if answer is None:
             return request
         if call.draft.api != _API or route.kind != "vllm":
             raise InvalidRequest(
-                f"`{FIELD}` needs chat completions of an alias that vLLM answers.", param=FIELD
+                f"`{DICTATE}` needs chat completions of an alias that vLLM answers.", param=DICTATE
             )
         turn = _turn(answer)
         await self._require_obedience(call, route)
@@ -66,7 +66,7 @@ class Dictation:
             "max_tokens": len(tokens),
             "vllm_xargs": {**mapping(request.body, "vllm_xargs"), TOKENS: tokens},
         }
-        del body[FIELD]
+        del body[DICTATE]
         return msgspec.structs.replace(request, body=body)
 
     async def _require_obedience(self, call: Call, route: Route) -> None:
@@ -90,9 +90,9 @@ class Dictation:
             raise UpstreamBroken(f"The model server's answer is none: {error}") from error
         if [choice.token_ids for choice in found.choices] != [_TRIAL]:
             raise InvalidRequest(
-                f"`{FIELD}`: the model server {route.backend!r} does not say what it is told. "
+                f"`{DICTATE}`: the model server {route.backend!r} does not say what it is told. "
                 "Start vLLM with --logits-processors services.vllm_plugin.dictation:Dictation.",
-                param=FIELD,
+                param=DICTATE,
             )
         self._obedient.add(route.backend)
 
@@ -105,9 +105,9 @@ class Dictation:
             raise UpstreamBroken(f"The model server did not render the chat: {error}") from error
         if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
             raise InvalidRequest(
-                f"`{FIELD}` does not continue the prompt: with it, the model's chat template "
+                f"`{DICTATE}` does not continue the prompt: with it, the model's chat template "
                 "renders other tokens before the answer.",
-                param=FIELD,
+                param=DICTATE,
             )
         return whole[len(prompt) :]
 
@@ -117,7 +117,7 @@ def _turn(answer: Any) -> dict[str, Any]:
     turn = cast("dict[str, Any]", answer) if isinstance(answer, dict) else {}
     if not turn.get("content") and not turn.get("tool_calls"):
         raise InvalidRequest(
-            f"`{FIELD}` must be a message of the assistant with `content` or `tool_calls`.",
-            param=FIELD,
+            f"`{DICTATE}` must be a message of the assistant with `content` or `tool_calls`.",
+            param=DICTATE,
         )
     return {"content": None, **turn, "role": "assistant"}
