@@ -1,0 +1,48 @@
+"""Opens the index's DuckDB file.
+
+DuckDB lets one process write a file, or several read it. So the console is the only process that
+opens it while it runs, and answers the queries of others (`services.console.index.server`). Within
+a process all connections to a file share one database, which must be opened with one set of
+settings: `CONFIG`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from services.console.index.errors import NoIndex
+
+LAYOUT = 1
+"""Version of the tables. A file of another version is deleted and built again from the log."""
+
+CONFIG = {
+    # A query cannot read or write files, load extensions, or undo this.
+    "enable_external_access": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "lock_configuration": "true",
+    # A name in a query is a table, never a variable of this program.
+    "python_enable_replacements": "false",
+}
+
+
+def duckdb() -> Any:
+    """Import DuckDB. Raises NoIndex if it is not installed."""
+    try:
+        return import_module("duckdb")
+    except ImportError as error:
+        raise NoIndex("the index needs DuckDB: pip install 'fulgurite[console]'") from error
+
+
+def connect(path: Path, *, read_only: bool = False, memory: str = "1GB", threads: int = 2) -> Any:
+    """Open the file. Raises duckdb.Error if another process has it open."""
+    config = CONFIG | {"memory_limit": memory, "threads": str(threads)}
+    return duckdb().connect(str(path), read_only=read_only, config=config)
+
+
+def read_definitions(name: str) -> str:
+    """Read `tables.sql` or `views.sql`."""
+    return files("services.console.index").joinpath(name).read_text(encoding="utf-8")

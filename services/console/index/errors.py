@@ -1,0 +1,25 @@
+"""The errors of the index.
+
+IndexFailed          base
+├── NoIndex          there is no file, or nothing answers for it
+├── BadQuery         the SQL is invalid, writes, or took too long
+└── ForeignIndex     the file is of another deployment, or no index
+"""
+
+from __future__ import annotations
+
+
+class IndexFailed(Exception):
+    """The index cannot do what it was asked for."""
+
+
+class NoIndex(IndexFailed):
+    """There is no file, or it is locked and nothing answers for it."""
+
+
+class BadQuery(IndexFailed):
+    """The SQL is invalid, changes something, or took too long."""
+
+
+class ForeignIndex(IndexFailed):
+    """The file belongs to another deployment, or is no index."""
