@@ -1,0 +1,1 @@
+"""Draws blocks with NiceGUI, and draws again only what has changed."""

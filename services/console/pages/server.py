@@ -1,0 +1,115 @@
+"""Serves the console's pages. They show what the index holds, and never touch Kafka.
+
+Around NiceGUI, from the outside: compression, security headers, the guard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import uvicorn
+from fastapi import FastAPI
+from nicegui import ui
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from services.console.pages.access.guard import ASSETS, HEALTH, SIGN_IN, Guard
+from services.console.pages.access.headers import SecurityHeaders
+from services.console.pages.access.sessions import Sessions
+from services.console.pages.access.sign_in import SignIn
+from services.console.pages.actions import Action
+from services.console.pages.reading import Index
+from services.console.pages.settings import PageSettings
+from services.console.pages.shell import Shell
+from services.console.pages.view import View
+from services.console.pages.views import VIEWS
+
+_FILES = Path(str(files("services.console.pages").joinpath("static")))
+
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><path fill="#E69F00" '
+    'd="M19 1 6 18h8l-3 13 15-19h-9z"/></svg>'
+)
+
+
+def create_app(
+    index: Index,
+    settings: PageSettings,
+    *,
+    views: Sequence[View] = VIEWS,
+    actions: Mapping[str, Action] | None = None,
+) -> ASGIApp:
+    """The console as an ASGI application. A process can have one, because NiceGUI is one."""
+    sessions = Sessions(settings)
+    sign_in = SignIn(sessions)
+    app = FastAPI(
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        routes=[
+            Route(HEALTH, _healthy),
+            Route(SIGN_IN, sign_in.form, methods=["GET"]),
+            Route(SIGN_IN, sign_in.enter, methods=["POST"]),
+            Route(f"{SIGN_IN}/end", sign_in.leave, methods=["POST"]),
+        ],
+    )
+    app.mount(ASSETS.rstrip("/"), StaticFiles(directory=_FILES))
+    Shell(views, index, sessions, actions or {}, _head()).install()
+    cast(Any, ui).run_with(
+        app,
+        title="Fulgurite",
+        favicon=_ICON,
+        dark=None,
+        language="en-US",
+        tailwind=False,
+        # Without a loop that looks for changed bindings: there are none.
+        binding_refresh_interval=None,
+        # Compression comes last, around everything.
+        gzip_middleware_factory=None,
+        show_welcome_message=False,
+    )
+    guarded = Guard(cast(ASGIApp, app), sessions, settings.hosts())
+    return GZipMiddleware(SecurityHeaders(guarded), minimum_size=1024, compresslevel=5)
+
+
+def server(app: ASGIApp, settings: PageSettings) -> uvicorn.Server:
+    """What serves the application at the console's address: `await server(...).serve()`."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.console_host,
+            port=settings.console_port,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=2,
+        )
+    )
+
+
+def _head() -> str:
+    """What stands in the head of every page. Addresses change with the content, so that browsers
+    need not ask again.
+    """
+
+    def address(name: str) -> str:
+        digest = hashlib.sha256((_FILES / name).read_bytes()).hexdigest()[:12]
+        return f"{ASSETS}{name}?{digest}"
+
+    return (
+        f'<link rel="stylesheet" href="{address("console.css")}">'
+        f'<script src="{address("console.js")}"></script>'
+    )
+
+
+async def _healthy(_request: Request) -> Response:
+    return PlainTextResponse("ok")

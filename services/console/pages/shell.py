@@ -1,0 +1,160 @@
+"""The page around a view: navigation, title, the view's blocks, and their refreshing.
+
+A page is drawn from its address once, and again whenever the index has grown. All it keeps is what
+it has drawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
+from typing import Any, cast
+
+from nicegui import ui
+from nicegui.client import Client
+from nicegui.element import Element
+from starlette.requests import Request
+
+from services.common.runtime import logs
+from services.common.runtime.clock import now_ms
+from services.console.pages.access.guard import SIGN_IN, session_of
+from services.console.pages.access.sessions import Session, Sessions
+from services.console.pages.actions import Action, Actions
+from services.console.pages.address import Address, link
+from services.console.pages.blocks import Block, Notice
+from services.console.pages.changes import Changes
+from services.console.pages.drawing.canvas import Canvas
+from services.console.pages.drawing.components import tag
+from services.console.pages.reading import Asked, Index
+from services.console.pages.view import View
+
+AT_LEAST_EVERY_S = 15.0
+"""How often a page is drawn again although nothing was added: times such as `3 s ago` grow."""
+
+RESPONSE_S = 30.0
+"""How long a page may take before an error is shown instead."""
+
+logger = logs.get()
+
+
+class Shell:
+    """Serves views as pages."""
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        index: Index,
+        sessions: Sessions,
+        actions: Mapping[str, Action],
+        head: str,
+    ) -> None:
+        self._views = views
+        self._index = index
+        self._sessions = sessions
+        self._actions = actions
+        self._head = head
+        self._changes = Changes(index)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def install(self) -> None:
+        """Give each view its page."""
+        for view in self._views:
+            ui.page(view.path, title=f"{view.title} · Fulgurite", response_timeout=RESPONSE_S)(
+                self._page(view)
+            )
+
+    def _page(self, view: View) -> Callable[[Client, Request], object]:
+        async def page(client: Client, request: Request) -> None:
+            ui.add_head_html(self._head)
+            address = Address.read(view.path, request.query_params.items())
+            session = session_of(request.scope)
+            with tag("div", classes="shell wide" if view.wide else "shell"):
+                self._navigation(view, session, str(address))
+                with tag("div", classes="page") as main:
+                    with tag("header", classes="title"):
+                        tag("h1", view.title)
+                        tag("p", view.question, "note")
+                    content = tag("div", classes="content")
+            ui.skip_link(target=main)
+            actions = Actions(
+                self._actions, self._sessions, session.id if session else None, str(address)
+            )
+            canvas = Canvas(content, actions.ask)
+            canvas.show(await self._content(view, address))
+            self._refresh(view, address, client, canvas)
+
+        return page
+
+    async def _content(self, view: View, address: Address) -> Sequence[Block]:
+        asked = Asked(self._index, address, now_ms())
+        try:
+            return await asyncio.to_thread(view.content, asked)
+        # The edge of a request: its failure is shown to who asked for it.
+        except Exception as error:
+            logger.exception("a view failed", view=view.path)
+            return [
+                Notice(
+                    f"This view cannot be shown: {type(error).__name__}. The console's log says "
+                    "why.",
+                    "bad",
+                )
+            ]
+
+    def _refresh(self, view: View, address: Address, client: Client, canvas: Canvas) -> None:
+        """Draw the page again when the index has grown, one drawing at a time, while it is
+        looked at.
+        """
+        grown = asyncio.Event()
+
+        async def follow() -> None:
+            await client.connected()
+            end = self._changes.watch(grown.set)
+            try:
+                while not client.is_deleted:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(grown.wait(), AT_LEAST_EVERY_S)
+                    grown.clear()
+                    blocks = await self._content(view, address)
+                    if not client.is_deleted:
+                        with client:
+                            canvas.show(blocks)
+            finally:
+                end()
+
+        cast(Any, client).on_delete(grown.set)
+        task = asyncio.create_task(follow())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _navigation(self, current: View, session: Session | None, address: str) -> None:
+        with tag("aside", classes="side"):
+            tag("a", "Fulgurite", "brand", href="/")
+            with tag("nav", classes="views", aria_label="Views"):
+                listed = [view for view in self._views if view.key]
+                for section, views in groupby(listed, key=lambda view: view.section):
+                    if section:
+                        tag("span", section, "note")
+                    for view in views:
+                        self._entry(view, current)
+            with tag("div", classes="tools"):
+                tag("button", "Theme", type="button", id="theme", title="Light, dark, system (t)")
+                tag("button", "Keys", type="button", id="keys", title="Keyboard shortcuts (?)")
+                self._key(session, address)
+
+    def _entry(self, view: View, current: View) -> Element:
+        entry = tag("a", view.title, href=view.path, title=f"{view.question} (g {view.key})")
+        entry.props["data-key"] = view.key
+        if view.path == current.path:
+            entry.props["aria-current"] = "page"
+        return entry
+
+    def _key(self, session: Session | None, address: str) -> None:
+        """How to enter a key, or to leave."""
+        if session and session.role != "none":
+            with tag("form", method="post", action=f"{SIGN_IN}/end"):
+                tag("input", type="hidden", name="token", value=session.form_token)
+                tag("button", "Leave", type="submit", title=f"You have the {session.role} key")
+        elif self._sessions.has_admin:
+            tag("a", "Enter key", href=link(SIGN_IN, next=address))
