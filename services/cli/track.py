@@ -1,33 +1,35 @@
-"""Defines the command `fulgurite track`: copies the metrics of versions to a tracker."""
+"""Defines the command `fulgurite track`: copies the metrics of versions to a tracker.
+
+What the ledger says of a version is complete when the next version is published: a learner writes
+its ledger entries between the two.
+"""
 
 from __future__ import annotations
 
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from confluent_kafka import KafkaException, TopicPartition
 
 from fulgurite.enums import UpdateKind
-from fulgurite.events import PolicyUpdate
-from fulgurite.topics import POLICY_UPDATES
+from fulgurite.events import LedgerEntry, PolicyUpdate
+from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
 from services.cli.errors import report_errors
+from services.cli.ledger_terms import LedgerTerms
 from services.cli.trackers import TRACKERS, Run
 from services.common.kafka.codec import make_codec
-from services.common.kafka.consumer import Record, make_consumer, read_message, watermarks
-from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.consumer import Record
+from services.common.kafka.log_follower import Followed, LogFollower
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import topic_id
 from services.common.runtime.terminal import make_console
 from services.replay.errors import BadArgument
-
-_POLL_S = 0.2
 
 
 def track(
@@ -49,9 +51,11 @@ def track(
 ) -> None:
     """Copy the metrics of every version to TensorBoard, W&B, MLflow or trackio until stopped.
 
-    Reads `policy.updates`, so that it may start late and catches up; each policy is a run. What was
-    copied is noted in the folder, so that a restart goes on from there. Needs the tracker's own
-    library; W&B, MLflow and trackio read their own variables too (WANDB_MODE, MLFLOW_TRACKING_URI).
+    Reads `policy.updates`, so that it may start late and catches up; each policy is a run. Once the
+    next version is there, what `training.ledger` says of a version follows: `ledger/trained`,
+    `ledger/filtered/REASON`, `ledger/stale`, in actions. What was copied is noted in the folder, so
+    that a restart goes on from there. Needs the tracker's own library; W&B, MLflow and trackio read
+    their own variables too (WANDB_MODE, MLFLOW_TRACKING_URI).
     Exits 1 for a tracker that is unknown or not installed, 2 if the log cannot be read.
 
     Example: `fulgurite track --to tensorboard --dir runs`
@@ -60,13 +64,17 @@ def track(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: stop.set())
     with report_errors("track"):
-        kafka = answering(KafkaSettings())
-        tracking = Tracking(to, folder, project, policy, kafka)
-        try:
-            for record in follow(kafka, stop, once=once):
-                tracking.apply(record)
-        finally:
-            tracking.close()
+        kafka, codec = answering(KafkaSettings()), make_codec()
+        with (
+            LogFollower(kafka, codec, [POLICY_UPDATES]) as updates,
+            LogFollower(kafka, codec, [TRAINING_LEDGER]) as ledger,
+        ):
+            tracking = Tracking(to, folder, project, policy, kafka, ledger.catch_up)
+            try:
+                for _, record in updates.records(stop, once=once):
+                    tracking.apply(record)
+            finally:
+                tracking.close()
         make_console(stderr=True).print(f"versions copied to {to}: {tracking.count}")
 
 
@@ -74,8 +82,15 @@ class Tracking:
     """Copies updates to the runs of a tracker, each once. Raises BadArgument."""
 
     def __init__(
-        self, to: str, folder: Path, project: str, policy: str | None, kafka: KafkaSettings
+        self,
+        to: str,
+        folder: Path,
+        project: str,
+        policy: str | None,
+        kafka: KafkaSettings,
+        new_entries: Callable[[], Iterable[Followed]],
     ) -> None:
+        """`new_entries` returns what is new in `training.ledger`."""
         if to not in TRACKERS:
             raise BadArgument(f"--to {to} is not known; there are {', '.join(TRACKERS)}")
         self._make = TRACKERS[to]
@@ -88,6 +103,10 @@ class Tracking:
         self._done = self._read_done()
         self._runs: dict[str, Run] = {}
         self._configs: dict[str, dict[str, Any]] = {}
+        self._new_entries = new_entries
+        self._terms = LedgerTerms()
+        self._newest: dict[str, PolicyUpdate] = {}
+        """By policy, the version whose ledger entries are still to be copied."""
         self.count = 0
 
     def apply(self, record: Record) -> None:
@@ -97,9 +116,22 @@ class Tracking:
             return
         if update.kind is UpdateKind.claim:
             self._configs[update.policy] = json.loads(update.config or "{}")
-        if update.kind is not UpdateKind.update or record.offset < self._done.get(update.policy, 0):
+        if update.kind is not UpdateKind.update:
             return
-        self._run_of(update.policy).log(update.step, update.event_time, update.metrics)
+        before = self._newest.get(update.policy)
+        self._newest[update.policy] = update
+        # A learner that resumes publishes its last version again.
+        terms = (
+            self._take_terms(before, update)
+            if before is not None and before.version != update.version
+            else {}
+        )
+        if record.offset < self._done.get(update.policy, 0):
+            return
+        run = self._run_of(update.policy)
+        if before is not None and terms:
+            run.log(before.step, before.event_time, terms)
+        run.log(update.step, update.event_time, update.metrics)
         self.count += 1
         self._done[update.policy] = record.offset + 1
         self._note_done()
@@ -108,6 +140,13 @@ class Tracking:
         """End the runs."""
         for run in self._runs.values():
             run.close()
+
+    def _take_terms(self, version: PolicyUpdate, following: PolicyUpdate) -> dict[str, float]:
+        for _, record in self._new_entries():
+            entry = record.event
+            if isinstance(entry, LedgerEntry) and self._policy in (None, entry.policy):
+                self._terms.add(entry)
+        return self._terms.take(version, following.event_time)
 
     def _run_of(self, policy: str) -> Run:
         if policy not in self._runs:
@@ -138,30 +177,3 @@ class _Noted(msgspec.Struct, frozen=True):
 
     topic_id: str
     done: dict[str, int]
-
-
-def follow(kafka: KafkaSettings, stop: threading.Event, *, once: bool) -> Iterator[Record]:
-    """Yield the records of `policy.updates` from the beginning until stopped; with `once`, those
-    that are there now. Raises LogUnavailable.
-    """
-    codec = make_codec()
-    consumer = make_consumer(kafka)
-    place = TopicPartition(kafka.topic(POLICY_UPDATES), 0)
-    try:
-        low, end = watermarks(consumer, place)
-        consumer.assign([TopicPartition(place.topic, 0, low)])
-        position = low
-        while not stop.is_set() and not (once and position >= end):
-            message = consumer.poll(_POLL_S)
-            if message is None:
-                continue
-            failure = message.error()
-            if failure is not None:
-                raise LogUnavailable(f"{place.topic}: {failure.str()}")
-            record = read_message(message, codec)
-            position = record.offset + 1
-            yield record
-    except KafkaException as error:
-        raise LogUnavailable(f"{place.topic}: {error}") from error
-    finally:
-        consumer.close()

@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fulgurite.avro.codec import Codec
-from fulgurite.enums import UpdateKind
-from fulgurite.events import PolicyUpdate
-from fulgurite.topics import POLICY_UPDATES
+from fulgurite.enums import LedgerTerm, UpdateKind
+from fulgurite.events import LedgerEntry, PolicyUpdate
+from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
 from services.cli.main import app
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
@@ -35,6 +35,7 @@ def producer(
     monkeypatch.setenv("FULGURITE_TOPIC_PREFIX", topic_prefix)
     settings = KafkaSettings()
     create_topic(settings, POLICY_UPDATES)
+    create_topic(settings, TRAINING_LEDGER)
     made = EventProducer(settings, Codec(), "test")
     yield made
     made.close()
@@ -57,12 +58,26 @@ def publish(producer: EventProducer, policy: str, step: int, kind: UpdateKind) -
     producer.publish_sync(POLICY_UPDATES, policy, event)
 
 
-def scalars(folder: Path, policy: str) -> list[tuple[int, float]]:
+def publish_entry(producer: EventProducer, group: str, step: int) -> None:
+    entry = LedgerEntry(
+        event_id=f"entry {group}",
+        event_time=1_700_000_000_000,
+        policy="writer",
+        group_id=group,
+        term=LedgerTerm.trained,
+        actions=("a#0", "b#0"),
+        version=f"writer@1.{step}",
+        source="learner",
+    )
+    producer.publish_sync(TRAINING_LEDGER, group, entry)
+
+
+def scalars(folder: Path, policy: str, name: str = "reward_mean") -> list[tuple[int, float]]:
     from tensorboard.backend.event_processing import event_accumulator
 
     found: Any = event_accumulator.EventAccumulator(str(folder / policy))
     found.Reload()
-    return [(one.step, round(one.value, 3)) for one in found.Scalars("reward_mean")]
+    return [(one.step, round(one.value, 3)) for one in found.Scalars(name)]
 
 
 def test_each_version_is_copied_once_over_restarts(producer: EventProducer, tmp_path: Path) -> None:
@@ -80,6 +95,24 @@ def test_each_version_is_copied_once_over_restarts(producer: EventProducer, tmp_
     assert "copied to tensorboard: 1" in CliRunner().invoke(app, command).output
     assert scalars(tmp_path, "writer") == [(1, 0.1), (2, 0.2)]
     assert scalars(tmp_path, "critic") == [(1, 0.1)]
+
+
+def test_the_ledger_of_a_version_follows_once_the_next_is_there(
+    producer: EventProducer, tmp_path: Path
+) -> None:
+    command = ["track", "--to", "tensorboard", "--dir", str(tmp_path), "--once"]
+    publish(producer, "writer", 1, UpdateKind.update)
+    for group in ("g1", "g2", "g3"):
+        publish_entry(producer, group, 1)
+    for step in (2, 3):
+        assert CliRunner().invoke(app, command).exit_code == 0
+        publish(producer, "writer", step, UpdateKind.update)
+        publish_entry(producer, f"g of {step}", step)
+    # As after a restart of the learner, which publishes again what its checkpoint ends with.
+    publish_entry(producer, "g1", 1)
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert scalars(tmp_path, "writer", "ledger/trained") == [(1, 6), (2, 2)]
+    assert scalars(tmp_path, "writer") == [(1, 0.1), (2, 0.2), (3, 0.3)]
 
 
 def test_it_follows_the_log_until_it_is_stopped(producer: EventProducer, tmp_path: Path) -> None:
