@@ -117,6 +117,14 @@ COMMANDS = {
         "services.cli.status:status",
         "Show what answers, which versions are served, how far each service lags, and topic sizes.",
     ),
+    "tail": (
+        "services.cli.tail:tail",
+        "Print the records of a topic as they are written, as text or JSON lines.",
+    ),
+    "watch": (
+        "services.cli.watch:watch",
+        "Watch a run: what its rollouts are doing, its curve, and its newest samples.",
+    ),
     "doctor": (
         "services.cli.doctor:doctor",
         "Check this machine for the local stack; exit 1 if something needed is missing.",

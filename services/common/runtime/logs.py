@@ -39,11 +39,15 @@ def hide_secrets(
 ) -> MutableMapping[str, Any]:
     """Replace secrets: values with names such as `password`, and bearer tokens in texts."""
     for name, value in event.items():
-        if _SECRET_NAME.search(name):
-            event[name] = _HIDDEN
-        elif isinstance(value, str):
-            event[name] = _SECRET_TEXT.sub(rf"\1{_HIDDEN}", value)
+        event[name] = hidden(value, name)
     return event
+
+
+def hidden(value: Any, name: str = "") -> Any:
+    """Replace a value whose name is that of a secret, and bearer tokens in a text."""
+    if _SECRET_NAME.search(name):
+        return _HIDDEN
+    return _SECRET_TEXT.sub(rf"\1{_HIDDEN}", value) if isinstance(value, str) else value
 
 
 def count_problems(
