@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -13,10 +14,10 @@ from services.cli.errors import report_errors
 from services.cli.output import print_json, print_table
 from services.common.kafka.codec import make_codec
 from services.common.kafka.reachability import answering
+from services.common.kafka.redriving import content, read_letters, redrive
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
-from services.replay.dead_letters import chosen, content, read_letters, redrive
-from services.replay.errors import BadArgument
+from services.replay.errors import BadArgument, NotFound
 from services.replay.timeline import shortened
 from services.replay.windows import parse_since, shown
 
@@ -96,7 +97,7 @@ def show_letter(
     """
     with report_errors("dlq show"):
         codec = make_codec()
-        (found,) = chosen(read_letters(answering(KafkaSettings()), codec), [letter])
+        (found,) = _chosen(read_letters(answering(KafkaSettings()), codec), [letter])
         event = content(codec, found)
     whole = {
         **_summary(found),
@@ -147,7 +148,7 @@ def redrive_letters(
         picked = (
             [letter for letter in known.values() if stage in (None, letter.stage)]
             if every
-            else chosen(known, letters or ())
+            else _chosen(known, letters or ())
         )
         done = redrive(kafka, codec, picked, dry_run=dry_run)
     if as_json:
@@ -166,6 +167,20 @@ def redrive_letters(
             console.print(f"{plain(one.letter)}: {went}")
     if any(one.topic is None for one in done):
         raise typer.Exit(1)
+
+
+def _chosen(letters: dict[str, DeadLetter], names: Iterable[str]) -> list[DeadLetter]:
+    """Find dead letters by their ids or unambiguous prefixes. Raises NotFound."""
+    found: list[DeadLetter] = []
+    for name in names:
+        fitting = [letter for event_id, letter in letters.items() if event_id.startswith(name)]
+        if len(fitting) != 1:
+            raise NotFound(
+                f"{len(fitting) or 'no'} dead letters begin with {name!r}: `fulgurite dlq list` "
+                "has their ids"
+            )
+        found += fitting
+    return found
 
 
 def _summary(letter: DeadLetter) -> dict[str, Any]:

@@ -31,9 +31,9 @@ from services.cli.held_out import (
 from services.cli.loading import loaded
 from services.cli.options import Margin, MinTasks, Weights
 from services.cli.output import print_json, print_table
-from services.cli.routes import write_route
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
+from services.common.policies.route_log import write_route
 from services.common.processes.errors import ProcessError
 from services.common.runtime import logs
 from services.common.runtime.interrupts import interrupts_noted

@@ -11,9 +11,9 @@ from fulgurite.events import PolicyRoute
 from fulgurite.learning.evaluation import shortcoming
 from fulgurite.versions import Version, base_version, parse_version
 from services.cli.held_out import Earned, Pair, pairs
-from services.cli.route_targets import read_published
-from services.cli.routes import last_routes
 from services.common.kafka.settings import KafkaSettings
+from services.common.policies.route_log import last_routes
+from services.common.policies.route_targets import read_published
 
 _POLL_S = 5.0
 

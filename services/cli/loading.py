@@ -12,9 +12,9 @@ from fulgurite.events import RouteTarget
 from fulgurite.versions import Version, base_version
 from services.cli.gateway_models import is_served
 from services.cli.route_effect import RouteEffect
-from services.cli.route_targets import BadTarget, read_published
-from services.cli.routes import last_routes, write_route
 from services.common.kafka.settings import KafkaSettings
+from services.common.policies.route_log import last_routes, write_route
+from services.common.policies.route_targets import BadTarget, read_published
 
 _POLL_S = 0.1
 

@@ -20,11 +20,12 @@ from services.cli.held_out import Earned, held_out_rewards, pairs, reason_of
 from services.cli.options import Margin, MinTasks
 from services.cli.output import print_json, print_table
 from services.cli.pull import pull
-from services.cli.route_targets import BadTarget, Published, read_published
-from services.cli.routes import change_route, last_routes
-from services.cli.versions import Listed, former_targets, listed, named_version
+from services.cli.routes import change_route
+from services.cli.versions import Listed, listed, named_version
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
+from services.common.policies.route_log import former_targets, last_routes
+from services.common.policies.route_targets import BadTarget, Published, read_published
 from services.common.runtime.terminal import make_console, plain
 from services.replay.windows import shown
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from fulgurite.events import PolicyUpdate
-from services.cli.route_targets import BadTarget, weights_path
+from services.common.policies.route_targets import BadTarget, weights_path
 from services.learner.files import complete_folder, sha256
 
 

@@ -11,10 +11,10 @@ from confluent_kafka import TopicPartition
 from fulgurite.enums import ApplyOutcome
 from fulgurite.events import PolicyApplied, RouteTarget
 from fulgurite.topics import POLICY_APPLIED
-from services.cli.route_targets import Published
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import make_consumer, read_message, read_until, watermarks
 from services.common.kafka.settings import KafkaSettings
+from services.common.policies.route_targets import Published
 from services.common.runtime.terminal import make_console, plain
 from services.gateway.upstream.policies import PolicyView
 

@@ -5,32 +5,25 @@ It writes `policy.routes`, which gateways and appliers follow within a second.
 
 from __future__ import annotations
 
-import getpass
-import uuid
 from collections.abc import Sequence
 
 import typer
 
-from fulgurite.events import PolicyRoute, RouteTarget
-from fulgurite.ids import derive_id
+from fulgurite.events import RouteTarget
 from fulgurite.selection.variants import name_variant
-from fulgurite.topics import POLICY_ROUTES
 from services.cli.errors import report_errors
 from services.cli.gateway_models import GatewaySilent, models_of_gateway
 from services.cli.route_effect import RouteEffect
-from services.cli.route_targets import (
+from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
+from services.common.policies.route_log import read_routes, write_route
+from services.common.policies.route_targets import (
     BadTarget,
     check_alias,
     check_upstreams,
     parse_targets,
     read_published,
 )
-from services.common.kafka.codec import make_codec
-from services.common.kafka.consumer import read_all
-from services.common.kafka.producer import EventProducer
-from services.common.kafka.reachability import answering
-from services.common.kafka.settings import KafkaSettings
-from services.common.runtime.clock import now_ms
 from services.common.runtime.terminal import make_console, plain
 from services.replay.windows import shown
 from services.runner.settings import RunnerSettings
@@ -112,48 +105,6 @@ def list_routes_command() -> None:
         console.print(plain(f"{alias}: {targets}  ({since} UTC, {route.author}: {route.reason})"))
     if not found:
         console.print("no routes: every alias is served by the newest version of its policy")
-
-
-def read_routes(kafka: KafkaSettings) -> dict[str, PolicyRoute]:
-    """Read the routes in force, by alias. Raises LogUnavailable."""
-    return {alias: route for alias, route in last_routes(kafka).items() if route.targets}
-
-
-def last_routes(kafka: KafkaSettings) -> dict[str, PolicyRoute]:
-    """Read the last route of each alias, removed ones too. Raises LogUnavailable."""
-    events = (record.event for record in read_all(kafka, POLICY_ROUTES, make_codec()))
-    return {event.alias: event for event in events if isinstance(event, PolicyRoute)}
-
-
-def write_route(
-    kafka: KafkaSettings,
-    alias: str,
-    targets: tuple[RouteTarget, ...],
-    reason: str,
-    previous: tuple[RouteTarget, ...] | None = None,
-) -> PolicyRoute:
-    """Write an alias's route and return it. Raises LogUnavailable.
-
-    `previous`: what a rollback returns to; None: the targets that the route replaces.
-    """
-    if previous is None:
-        replaced = last_routes(kafka).get(alias)
-        previous = replaced.targets if replaced is not None else ()
-    event = PolicyRoute(
-        event_id=derive_id("route", alias, uuid.uuid4().hex),
-        event_time=now_ms(),
-        alias=alias,
-        targets=targets,
-        reason=reason,
-        author=getpass.getuser(),
-        previous=previous,
-    )
-    producer = EventProducer(kafka, make_codec(), "fulgurite-cli")
-    try:
-        producer.publish_sync(POLICY_ROUTES, alias, event)
-    finally:
-        producer.close()
-    return event
 
 
 def _shown(target: RouteTarget) -> str:

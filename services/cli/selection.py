@@ -20,9 +20,9 @@ from services.cli.cost import read_prices
 from services.cli.errors import report_errors, show_left_out
 from services.cli.options import Archive, ArchiveOnly, Since
 from services.cli.output import print_json, print_table
-from services.cli.route_targets import parse_targets
 from services.common.kafka.codec import make_codec
 from services.common.kafka.settings import KafkaSettings
+from services.common.policies.route_targets import parse_targets
 from services.common.runtime.terminal import make_console, plain
 from services.replay.archive import open_source
 from services.replay.errors import BadArgument

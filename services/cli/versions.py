@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from fulgurite.events import PolicyRoute, PolicyUpdate, RouteTarget
-from fulgurite.versions import Version, base_version, parse_version
-from services.cli.route_targets import BadTarget, Published, weights_path
+from fulgurite.events import PolicyRoute, PolicyUpdate
+from fulgurite.versions import Version, parse_version
+from services.common.policies.route_targets import BadTarget, Published, weights_path
 from services.learner.retention import rollback_targets
 
 
@@ -91,18 +91,3 @@ def named_version(published: Published, text: str) -> Version:
             f"{', '.join(sorted(published.folds)) or 'none has a learner yet'}"
         )
     return published.folds[text].version()
-
-
-def former_targets(
-    published: Published, route: PolicyRoute | None, policy: str
-) -> tuple[RouteTarget, ...]:
-    """What a rollback returns to: the targets that the route replaced, and without a route the
-    version before the newest. Raises BadTarget if there is none.
-    """
-    if route is not None and (route.targets or route.previous):
-        return route.previous
-    newest = published.folds[policy].version() if policy in published.folds else None
-    if newest is None or newest == base_version(policy):
-        raise BadTarget(f"{policy} has no version yet, so there is nothing to roll back")
-    parent = published.update(newest).parent_version or str(base_version(policy))
-    return (RouteTarget(policy=policy, version=parent, weight=1.0),)

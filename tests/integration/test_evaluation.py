@@ -20,8 +20,8 @@ from fulgurite.avro.codec import Codec
 from fulgurite.enums import ApplyOutcome, UpdateKind
 from fulgurite.events import Event, PolicyApplied, PolicyUpdate, RouteTarget
 from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, Topic
-from services.cli.routes import last_routes, write_route
 from services.common.kafka.producer import EventProducer
+from services.common.policies.route_log import last_routes, write_route
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.command_line import fulgurite_command, run_fulgurite
 from tests.integration.gateway_process import Gateway, kafka_settings, running_gateway

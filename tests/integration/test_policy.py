@@ -19,11 +19,11 @@ from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
 from fulgurite.versions import parse_version
 from services.cli.loading import loaded
 from services.cli.main import app
-from services.cli.routes import last_routes, write_route
 from services.common.kafka.consumer import read_all
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topic
+from services.common.policies.route_log import last_routes, write_route
 from services.learner.policy_log import PolicyLog
 from services.learner.retention import prune
 from services.local_stack.kafka_local import LocalKafka

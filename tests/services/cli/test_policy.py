@@ -19,8 +19,9 @@ from fulgurite.enums import ArtifactFormat, UpdateKind
 from fulgurite.events import Artifact, PolicyRoute, PolicyUpdate, RouteTarget
 from fulgurite.versions import parse_version
 from services.cli.pull import Damaged, pull
-from services.cli.route_targets import BadTarget, Published
-from services.cli.versions import former_targets, listed, named_version, shares
+from services.cli.versions import listed, named_version, shares
+from services.common.policies.route_log import former_targets
+from services.common.policies.route_targets import BadTarget, Published
 from services.learner.artifacts import ArtifactStore
 from services.local_stack.model import tiny_model
 from tests.integration.lora_adapter import Adapter

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from fulgurite.enums import ArtifactFormat, UpdateKind
 from fulgurite.events import Artifact, PolicyUpdate, RouteTarget
 from services.cli.main import app
-from services.cli.route_targets import (
+from services.common.policies.route_targets import (
     BadTarget,
     Published,
     check_alias,

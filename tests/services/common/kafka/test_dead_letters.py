@@ -24,8 +24,8 @@ from services.common.kafka.dead_letters import (
     unusable,
     words_of,
 )
+from services.common.kafka.redriving import redrive
 from services.common.kafka.settings import KafkaSettings
-from services.replay.dead_letters import redrive
 from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status
 
 RECORD = Record(

@@ -5,7 +5,7 @@ A redriven event is appended to its topic again, so it counts as late.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from fulgurite.avro.codec import Codec
 from fulgurite.errors import CodecError
@@ -14,7 +14,6 @@ from fulgurite.topics import DEAD_LETTERS, TOPICS, Topic
 from services.common.kafka.consumer import read_all
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
-from services.replay.errors import NotFound
 
 
 class Redriven(EventStruct, frozen=True, kw_only=True):
@@ -35,20 +34,6 @@ def read_letters(settings: KafkaSettings, codec: Codec) -> dict[str, DeadLetter]
         if isinstance(record.event, DeadLetter):
             letters.setdefault(record.event.event_id, record.event)
     return letters
-
-
-def chosen(letters: dict[str, DeadLetter], names: Iterable[str]) -> list[DeadLetter]:
-    """Find dead letters by their ids or unambiguous prefixes. Raises NotFound."""
-    found: list[DeadLetter] = []
-    for name in names:
-        fitting = [letter for event_id, letter in letters.items() if event_id.startswith(name)]
-        if len(fitting) != 1:
-            raise NotFound(
-                f"{len(fitting) or 'no'} dead letters begin with {name!r}: `fulgurite dlq list` "
-                "has their ids"
-            )
-        found += fitting
-    return found
 
 
 def origin(settings: KafkaSettings, letter: DeadLetter) -> Topic | None:

@@ -1,0 +1,1 @@
+"""What serves an alias: published versions, routes, and returning to an earlier one."""
