@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from fulgurite.calls.claim_checks import described
 from fulgurite.events import Choice, LlmCall
-from fulgurite.untrusted_json import Json, mapping, mappings, parsed
+from fulgurite.untrusted_json import Json, called_functions, mapping, mappings, parsed
 
 _TEXTS = ("text", "input_text", "output_text")
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
@@ -77,6 +78,27 @@ def answer_of(choice: Choice) -> Json | None:
     if isinstance(message.get("content"), list):
         return _of_blocks(message)[0]
     return message or None
+
+
+def shown(message: Json | None) -> str:
+    """Show a message as one text: its content and its tool calls. Payloads elsewhere are named by
+    their size.
+    """
+    if message is None:
+        return "[cannot be read]"
+    content = message.get("content")
+    text = (
+        content
+        if isinstance(content, str)
+        else json.dumps(content, ensure_ascii=False)
+        if content
+        else ""
+    )
+    calls = [
+        f"{function.get('name')}({function.get('arguments')})"
+        for function in called_functions(message)
+    ]
+    return described(" ".join([*([text] if text else []), *calls]))
 
 
 def _of_blocks(message: Json) -> list[Json]:

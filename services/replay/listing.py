@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
-from fulgurite.calls.claim_checks import described
-from fulgurite.calls.transcript import answer_of, messages_of
+from fulgurite.calls.transcript import answer_of, messages_of, shown
 from fulgurite.enums import CallOutcome, Mode
 from fulgurite.events import EventStruct, LlmCall
 from fulgurite.failures import FailureKind
 from fulgurite.tokens import token_count
-from fulgurite.untrusted_json import Json, called_functions
+from fulgurite.untrusted_json import Json
 from services.common.blobs.blob_store import readable
 from services.replay.groups import Group
 from services.replay.scoring import scores
@@ -101,30 +99,11 @@ def listed(group: Group, wanted: Wanted) -> Iterator[Json]:
 def _said(calls: Sequence[LlmCall]) -> list[str]:
     """The answers of the successful calls."""
     answered = [readable(call) for call in calls if call.outcome is CallOutcome.success]
-    return [_shown(answer_of(choice)) for call in answered for choice in call.choices]
+    return [shown(answer_of(choice)) for call in answered for choice in call.choices]
 
 
 def _asked(calls: Sequence[LlmCall]) -> list[str]:
-    return [_shown(message) for call in calls for message in messages_of(readable(call))]
-
-
-def _shown(message: Json | None) -> str:
-    """Show a message as text: its content and its tool calls."""
-    if message is None:
-        return "[cannot be read]"
-    content = message.get("content")
-    text = (
-        content
-        if isinstance(content, str)
-        else json.dumps(content, ensure_ascii=False)
-        if content
-        else ""
-    )
-    calls = [
-        f"{function.get('name')}({function.get('arguments')})"
-        for function in called_functions(message)
-    ]
-    return described(" ".join([*([text] if text else []), *calls]))
+    return [shown(message) for call in calls for message in messages_of(readable(call))]
 
 
 def _holds(text: str, texts: Sequence[str]) -> bool:

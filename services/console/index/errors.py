@@ -21,5 +21,9 @@ class BadQuery(IndexFailed):
     """The SQL is invalid, changes something, or took too long."""
 
 
+class IndexLocked(IndexFailed):
+    """Another process writes the file."""
+
+
 class ForeignIndex(IndexFailed):
-    """The file belongs to another deployment, or is no index."""
+    """The file is of another deployment or layout, or is no index."""

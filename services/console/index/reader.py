@@ -78,7 +78,8 @@ class IndexReader:
         """Return at most `limit` rows of a query. Raises BadQuery, NoIndex."""
         if not self._path.exists():
             raise NoIndex(
-                f"there is no index at {self._path}: `fulgurite up` starts the console, which makes it"
+                f"there is no index at {self._path}: start the console, which makes it, or set "
+                "FULGURITE_CONSOLE_INDEX to where it is"
             )
         connection = self._connect()
         try:

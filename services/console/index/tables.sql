@@ -34,7 +34,8 @@ CREATE TABLE calls (
     completion_tokens BIGINT,           -- Generated tokens of all choices; null if unknown.
     choices INTEGER NOT NULL,           -- Number of generated choices.
     finish_reason VARCHAR,              -- Of the first choice.
-    answer VARCHAR,                     -- Text of the first choice, shortened.
+    question VARCHAR,                   -- Last user message of the request, shortened; null where the request is stored as a delta, which a rollout's first call is not.
+    answer VARCHAR,                     -- The first choice as text, tool calls included, shortened.
     tools_called VARCHAR[] NOT NULL,    -- Names of the tools that the first choice calls, in order.
     mean_logprob DOUBLE,                -- Mean log-probability of the first choice's tokens.
     temperature DOUBLE NOT NULL,        -- Effective sampling temperature.
@@ -140,7 +141,7 @@ CREATE TABLE closings (
     "offset" BIGINT NOT NULL            -- Offset of its `GroupClosed`.
 );
 
--- One row per trajectory of the closings that count, from `trajectories`.
+-- One row per trajectory of the closings that count, and of those being written, from `trajectories`.
 CREATE TABLE trajectories (
     trajectory_id VARCHAR NOT NULL,     -- Derived from group revision, episode revision and row.
     group_id VARCHAR NOT NULL,          -- Group of rollouts.
@@ -215,10 +216,11 @@ CREATE TABLE rollouts (
     policy VARCHAR,                     -- Trained policy: as declared, else of its first call.
     task VARCHAR,                       -- JSON of the task; null for undeclared traffic.
     began_at TIMESTAMP NOT NULL,        -- First status or call of its own, else the declaration.
-    ended_at TIMESTAMP,                 -- End of its last attempt; null while it is open.
+    ended_at TIMESTAMP,                 -- End of its final attempt; null while it is open.
     attempts INTEGER NOT NULL,          -- Number of attempts that were begun.
-    outcome VARCHAR NOT NULL,           -- `open`, or the last attempt's `finished`, `failed` or `timed_out`.
-    failure VARCHAR,                    -- Failure of its last attempt.
+    attempt INTEGER,                    -- Its final attempt; null while it is open.
+    outcome VARCHAR NOT NULL,           -- `open`, or the final attempt's `finished`, `failed` or `timed_out`.
+    failure VARCHAR,                    -- Failure of its final attempt.
     message VARCHAR,                    -- Free text of the closing status, shortened.
     calls INTEGER NOT NULL,             -- Number of calls, failed ones included.
     failed_calls INTEGER NOT NULL,      -- Number of calls without success.
@@ -229,6 +231,7 @@ CREATE TABLE rollouts (
     version VARCHAR,                    -- The first of them.
     variant VARCHAR,                    -- What answered its first call, as a route names it.
     prompt_version VARCHAR,             -- Prompt version of its first call.
+    question VARCHAR,                   -- Last user message of its first call, shortened.
     answer VARCHAR,                     -- Text of its last successful answer, shortened.
     reward DOUBLE,                      -- Weighted sum of the rewards that count; null if it has none or is open.
     reward_reason VARCHAR,              -- Why an ended rollout has no reward: `no_reward` or `reward_failed`.
@@ -366,7 +369,7 @@ CREATE TABLE dead_actions (
     event_id VARCHAR NOT NULL           -- The dead letter.
 );
 
--- One row per block of records as they are in the log, compressed (zlib).
+-- One row per block of records as they are in the log, compressed (zstd).
 CREATE TABLE payloads (
     topic VARCHAR NOT NULL,             -- `llm.calls` or `dead.letters`.
     partition SMALLINT NOT NULL,        -- Its partition.

@@ -1,6 +1,6 @@
 -- The views of the index, over the tables of tables.sql. docs/reference/tables.md lists them.
 
--- Rewards that count for a rollout's last attempt: one per name and target, final before provisional, then the last.
+-- One row per reward that counts for a rollout's final attempt. Of several with one name and target: final before provisional, then the last.
 CREATE VIEW counted_rewards AS
 SELECT
     reward.rollout_id,                  -- The rollout that is rewarded.
@@ -15,6 +15,10 @@ SELECT
     reward.metadata,                    -- JSON with any content.
     reward.event_time                   -- When it was given.
 FROM rewards AS reward
+JOIN rollouts AS rollout ON rollout.rollout_id = reward.rollout_id AND (reward.attempt IS NULL OR reward.attempt = rollout.attempt)
+LEFT JOIN calls AS call ON call.call_id = reward.call_id AND call.rollout_id = rollout.rollout_id AND call.attempt = rollout.attempt
+WHERE rollout.attempt IS NOT NULL
+  AND (reward.call_id IS NULL OR (call.call_id IS NOT NULL AND (call.choices = 0 OR coalesce(reward.choice, 0) < call.choices)))
 QUALIFY row_number() OVER (
     PARTITION BY reward.rollout_id, reward.name, reward.call_id, reward.choice
     ORDER BY reward.final DESC, reward.event_time DESC, reward.event_id DESC

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fulgurite.calls.transcript import answer_of, messages_of
+from fulgurite.calls.transcript import answer_of, messages_of, shown
 from fulgurite.events import LlmCall
 from tests.synthetic import make_call
 
@@ -192,3 +192,19 @@ def test_what_cannot_be_read_has_no_messages(body: str) -> None:
 )
 def test_what_was_answered(message: Any, answer: Any) -> None:
     assert answer_of(call("chat.completions", {}, message).choices[0]) == answer
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (None, "[cannot be read]"),
+        ({}, ""),
+        ({"content": "four"}, "four"),
+        ({"content": [{"type": "image_url"}]}, '[{"type": "image_url"}]'),
+        ({"content": "let me see", "tool_calls": [TOOL_CALL]}, 'let me see calc({"a": 1})'),
+        ({"content": None, "tool_calls": [TOOL_CALL]}, 'calc({"a": 1})'),
+        ({"content": f"fulgurite:claim:{'0' * 64}:1234"}, "[1,234 bytes in the claims store]"),
+    ],
+)
+def test_a_message_is_shown_as_one_text(message: dict[str, Any] | None, text: str) -> None:
+    assert shown(message) == text

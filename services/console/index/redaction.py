@@ -1,0 +1,23 @@
+"""Removes what looks like a key from the texts of errors and messages.
+
+Upstreams repeat keys in their errors ("Incorrect API key provided: sk-..."). The index is read by
+more people than the log.
+"""
+
+from __future__ import annotations
+
+import re
+
+_REMOVED = "[removed]"
+_SECRET = re.compile(
+    r"(?i:\bbearer\s+)\S+"
+    # Keys of model providers, code hosts and Fulgurite: a known beginning, then chance.
+    r"|\b(?:sk|pk|rk|hf|fg|ghp|gho|ghs|glpat|xox[abp]|AKIA|AIza)[-_]?[A-Za-z0-9_.*-]{12,}"
+    # A password within an address.
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
+
+
+def without_secrets(text: str) -> str:
+    """Replace what looks like a key by `[removed]`."""
+    return _SECRET.sub(_REMOVED, text)

@@ -1,0 +1,382 @@
+"""Writes the index: rows and the offsets they came from, in one transaction.
+
+So a process that is killed at any time continues where its last transaction ended, and no record is
+in the index twice or never. An event that the log has twice is in the index once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fulgurite.avro.codec import Codec
+from fulgurite.cost.prices import Prices
+from fulgurite.enums import UpdateKind
+from fulgurite.events import PolicyUpdate
+from fulgurite.learning.batching import LEARNER
+from fulgurite.learning.policy_epochs import PolicyEpochs
+from services.console.index.batch import Batch, LogRecord
+from services.console.index.database import LAYOUT, connect, duckdb, read_definitions
+from services.console.index.errors import ForeignIndex, IndexLocked
+from services.console.index.rows import Row
+
+Position = tuple[str, int]
+"""Topic, without the deployment's prefix, and partition."""
+
+_KEYS = {
+    "calls": "event_id",
+    "statuses": "event_id",
+    "groups": "group_id",
+    "rewards": "event_id",
+    "trajectories": "trajectory_id",
+    "tombstones": "event_id",
+    "ledger": "event_id",
+    "updates": "event_id",
+    "routes": "event_id",
+    "applied": "event_id",
+    "prompts": "event_id",
+    "dead_letters": "event_id",
+}
+"""Tables that an event enters once: the first one with a key counts."""
+
+
+class IndexWriter:
+    """The only writer of an index. Not thread-safe; readers in other threads are free to read."""
+
+    def __init__(
+        self,
+        path: Path,
+        codec: Codec,
+        prefix: str,
+        now_ms: Callable[[], int],
+        *,
+        memory: str = "1GB",
+        threads: int = 2,
+        characters: int = 1_000,
+        keeps_payloads: bool = True,
+    ) -> None:
+        """Open the file, or make it. Raises ForeignIndex, IndexLocked.
+
+        `prefix`: of the deployment's topics. `characters`: most of each text in a row.
+        """
+        self.path = path
+        self._codec = codec
+        self._prefix = prefix
+        self._now_ms = now_ms
+        self._characters = characters
+        self._keeps_payloads = keeps_payloads
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = _open(path, memory, threads)
+        try:
+            self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+        self._columns = self._read_columns()
+        self._epochs = self._read_epochs()
+
+    def close(self) -> None:
+        """Close the file. The last transaction stays."""
+        self._db.close()
+
+    def positions(self) -> dict[Position, int]:
+        """The next offset of each partition that was read."""
+        found = self._db.execute("SELECT topic, partition, next_offset FROM positions").fetchall()
+        return {(topic, partition): offset for topic, partition, offset in found}
+
+    def write(
+        self, records: Sequence[LogRecord], ends: Mapping[Position, int] | None = None
+    ) -> None:
+        """Write records of the log, in order, and the ends of partitions that are known.
+
+        Records below the positions are in the index already, and are left out.
+        """
+        known = self.positions()
+        batch = Batch(
+            self._codec.decode, self._epochs, self._prefix, self._characters, self._keeps_payloads
+        )
+        for record in records:
+            if record.offset >= known.get((record.topic, record.partition), 0):
+                batch.add(record)
+        try:
+            with self.transaction():
+                self._write_rows(batch)
+                self._write_positions(batch, ends or {})
+                self._refresh_rollouts(batch.groups)
+        except BaseException:
+            # The fold went on with updates that were not written.
+            self._epochs = self._read_epochs()
+            raise
+
+    def note_gap(self, place: Position, start: int, end: int) -> None:
+        """Note that the log no longer has these offsets, and go on behind them."""
+        with self.transaction():
+            gap = {"topic": place[0], "partition": place[1], "from_offset": start}
+            self._insert("gaps", [gap | {"to_offset": end, "found_at": self._now_ms()}])
+            self._move(place, end, None, None)
+
+    def write_prices(self, prices: Prices) -> None:
+        """Replace the prices of tokens."""
+        found = [
+            {
+                "name": name,
+                "currency": prices.currency,
+                "input": price.input,
+                "cached_input": price.input if price.cached_input is None else price.cached_input,
+                "output": price.output,
+            }
+            for name, price in prices.tokens.items()
+        ]
+        with self.transaction():
+            self._db.execute("DELETE FROM prices")
+            self._insert("prices", found)
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement in a transaction of its own."""
+        return self._db.execute(sql, list(parameters)).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """Commit what is executed within; undo it if it raises."""
+        self._db.execute("BEGIN TRANSACTION")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _prepare(self) -> None:
+        """Make the tables of a new file; check those of an old one."""
+        tables = self._db.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+        if not tables:
+            with self.transaction():
+                self._db.execute(read_definitions("tables.sql"))
+                self._db.execute(read_definitions("views.sql"))
+                self._db.execute(
+                    "INSERT INTO about VALUES (?, ?, epoch_ms(?::BIGINT))",
+                    [LAYOUT, self._prefix, self._now_ms()],
+                )
+            return
+        if ("about",) not in tables:
+            raise ForeignIndex(
+                f"{self.path} is a DuckDB file, but no index: choose another "
+                "FULGURITE_CONSOLE_INDEX, or delete it"
+            )
+        layout, prefix = self._db.execute("SELECT layout, topic_prefix FROM about").fetchone()
+        if layout != LAYOUT:
+            raise ForeignIndex(f"{self.path} has tables of layout {layout}, not {LAYOUT}")
+        if prefix != self._prefix:
+            raise ForeignIndex(
+                f"{self.path} is of the deployment with prefix {prefix!r}, not {self._prefix!r}"
+            )
+
+    def _read_columns(self) -> dict[str, dict[str, str]]:
+        """The columns of each table with their types."""
+        found = self._db.execute(
+            "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal "
+            "ORDER BY table_name, column_index"
+        ).fetchall()
+        columns: dict[str, dict[str, str]] = {}
+        for table, column, kind in found:
+            columns.setdefault(table, {})[column] = kind
+        return columns
+
+    def _read_epochs(self) -> dict[str, PolicyEpochs]:
+        """Fold the claims and updates of the file."""
+        epochs: dict[str, PolicyEpochs] = {}
+        found = self._db.execute(
+            'SELECT event_id, policy, kind, epoch, step, learner_id FROM updates ORDER BY "offset"'
+        ).fetchall()
+        for event_id, policy, kind, epoch, step, learner_id in found:
+            update = PolicyUpdate(
+                event_id=event_id,
+                event_time=0,
+                policy=policy,
+                kind=UpdateKind(kind),
+                epoch=epoch,
+                step=step,
+                learner_id=learner_id,
+                trained_actions=0,
+            )
+            epochs.setdefault(policy, PolicyEpochs()).apply(update)
+        return epochs
+
+    def _write_rows(self, batch: Batch) -> None:
+        for table, key in _KEYS.items():
+            batch.rows[table] = self._new(table, key, batch.rows[table])
+            self._insert(table, batch.rows[table])
+        self._insert("unreadable", batch.rows["unreadable"])
+        self._insert("payloads", list(batch.blocks()))
+        letters = {row["event_id"] for row in batch.rows["dead_letters"]}
+        lost = [row for row in batch.rows["dead_actions"] if row["event_id"] in letters]
+        self._insert("dead_actions", lost)
+        trajectories = [row["trajectory_id"] for row in batch.rows["trajectories"]]
+        self._insert("actions", [row for name in trajectories for row in batch.actions[name]])
+        self._write_outcomes(batch)
+        self._write_episodes(batch.rows["episodes"])
+        self._write_closings(batch.rows["closings"])
+
+    def _new(self, table: str, key: str, rows: Sequence[Row]) -> list[Row]:
+        """The rows whose key the table does not have, each once."""
+        first: dict[Any, Row] = {}
+        for row in rows:
+            first.setdefault(row[key], row)
+        if not first:
+            return []
+        known = self._db.execute(
+            f"SELECT {key} FROM {table} SEMI JOIN (SELECT unnest(?::VARCHAR[]) AS {key}) "
+            f"USING ({key})",
+            [list(first)],
+        ).fetchall()
+        for (name,) in known:
+            del first[name]
+        return list(first.values())
+
+    def _write_outcomes(self, batch: Batch) -> None:
+        """A learner's later entry replaces its earlier one; a closing's stands beside others."""
+        learned: dict[tuple[str, int], Row] = {}
+        others: list[Row] = []
+        for entry in batch.rows["ledger"]:
+            for row in batch.outcomes.get(entry["event_id"], ()):
+                if row["source"] == LEARNER:
+                    learned[row["call_id"], row["choice"]] = row
+                else:
+                    others.append(row)
+        if learned:
+            self._db.execute(
+                "DELETE FROM outcomes USING (SELECT unnest(?::VARCHAR[]) AS call_id, "
+                "unnest(?::INTEGER[]) AS choice) AS new WHERE outcomes.source = ? "
+                "AND outcomes.call_id = new.call_id AND outcomes.choice = new.choice",
+                [[call for call, _ in learned], [choice for _, choice in learned], LEARNER],
+            )
+        self._insert("outcomes", [*others, *learned.values()])
+
+    def _write_episodes(self, rows: Sequence[Row]) -> None:
+        """The revision with the most inputs counts: revisions contain one another."""
+        known = self._existing("episodes", "episode_id", "inputs, revisions", rows)
+        newest: dict[str, Row] = {}
+        for row in rows:
+            name = row["episode_id"]
+            inputs, revisions = known.get(name, (-1, 0))
+            if row["inputs"] > inputs:
+                known[name] = (row["inputs"], revisions + 1)
+                newest[name] = row | {"revisions": revisions + 1}
+        self._replace("episodes", "episode_id", newest)
+
+    def _write_closings(self, rows: Sequence[Row]) -> None:
+        """The last closing in the log counts; the rows of earlier ones go."""
+        known = self._existing("closings", "group_id", '"offset", closings', rows)
+        newest: dict[str, Row] = {}
+        for row in rows:
+            _, closings = known.get(row["group_id"], (-1, 0))
+            known[row["group_id"]] = (row["offset"], closings + 1)
+            newest[row["group_id"]] = row | {"closings": closings + 1}
+        self._replace("closings", "group_id", newest)
+        if not newest:
+            return
+        names = ("group_id", "group_revision", "offset")
+        closed = [[row[name] for row in newest.values()] for name in names]
+        for table in ("trajectories", "actions", "tombstones"):
+            self._db.execute(
+                f"DELETE FROM {table} AS old USING (SELECT unnest(?::VARCHAR[]) AS group_id, "
+                "unnest(?::VARCHAR[]) AS group_revision, unnest(?::BIGINT[]) AS closed_at) AS new "
+                "WHERE old.group_id = new.group_id AND old.group_revision <> new.group_revision "
+                'AND old."offset" < new.closed_at',
+                closed,
+            )
+
+    def _existing(
+        self, table: str, key: str, columns: str, rows: Sequence[Row]
+    ) -> dict[str, tuple[int, int]]:
+        if not rows:
+            return {}
+        found = self._db.execute(
+            f"SELECT {key}, {columns} FROM {table} "
+            f"SEMI JOIN (SELECT unnest(?::VARCHAR[]) AS {key}) USING ({key})",
+            [[row[key] for row in rows]],
+        ).fetchall()
+        return {name: (one, other) for name, one, other in found}
+
+    def _replace(self, table: str, key: str, rows: Mapping[str, Row]) -> None:
+        if rows:
+            self._db.execute(
+                f"DELETE FROM {table} USING (SELECT unnest(?::VARCHAR[]) AS {key}) AS new "
+                f"WHERE {table}.{key} = new.{key}",
+                [list(rows)],
+            )
+            self._insert(table, list(rows.values()))
+
+    def _insert(self, table: str, rows: Sequence[Row]) -> None:
+        """Insert rows, a column at a time: one statement for all of them."""
+        if not rows:
+            return
+        columns = self._columns[table]
+        names = ", ".join(f'"{name}"' for name in columns)
+        values = ", ".join(_value_of(kind) for kind in columns.values())
+        self._db.execute(
+            f"INSERT INTO {table} ({names}) SELECT {values}",
+            [[row[name] for row in rows] for name in columns],
+        )
+
+    def _write_positions(self, batch: Batch, ends: Mapping[Position, int]) -> None:
+        for place in batch.positions.keys() | ends.keys():
+            next_offset, read_at = batch.positions.get(place, (None, None))
+            self._move(place, next_offset, read_at, ends.get(place))
+
+    def _move(
+        self, place: Position, next_offset: int | None, read_at: int | None, end: int | None
+    ) -> None:
+        """Set what is known of a partition; None keeps what was."""
+        now = None if end is None else self._now_ms()
+        found = self._db.execute(
+            "UPDATE positions SET next_offset = coalesce(?, next_offset), "
+            "last_record_at = coalesce(epoch_ms(?::BIGINT), last_record_at), "
+            "end_offset = greatest(coalesce(?, end_offset), coalesce(?, next_offset)), "
+            "asked_at = coalesce(epoch_ms(?::BIGINT), asked_at) "
+            "WHERE topic = ? AND partition = ? RETURNING 1",
+            [next_offset, read_at, end, next_offset, now, *place],
+        ).fetchall()
+        if not found:
+            self._db.execute(
+                "INSERT INTO positions SELECT ?, ?, coalesce(?, 0), "
+                "greatest(coalesce(?, 0), coalesce(?, 0)), "
+                "epoch_ms(?::BIGINT), epoch_ms(?::BIGINT)",
+                [*place, next_offset, end, next_offset, read_at, now],
+            )
+
+    def _refresh_rollouts(self, groups: Iterable[str]) -> None:
+        """Compute the rollouts of changed groups from the other tables."""
+        changed = list(groups)
+        if not changed:
+            return
+        self._db.execute("CREATE OR REPLACE TEMP TABLE touched (group_id VARCHAR)")
+        self._db.execute("INSERT INTO touched SELECT unnest(?::VARCHAR[])", [changed])
+        self._db.execute(
+            "DELETE FROM rollouts USING touched WHERE rollouts.group_id = touched.group_id"
+        )
+        self._db.execute(f"INSERT INTO rollouts BY NAME {read_definitions('rollouts.sql')}")
+
+
+def _value_of(kind: str) -> str:
+    """The SQL that turns a parameter, a list of a column's values, into rows of the column."""
+    if kind == "TIMESTAMP":
+        return "epoch_ms(unnest(?::BIGINT[]))"
+    if kind.startswith(("MAP", "STRUCT")):
+        return f"unnest(?::VARCHAR[])::JSON::{kind}"
+    return f"unnest(?::{kind}[])"
+
+
+def _open(path: Path, memory: str, threads: int) -> Any:
+    db = duckdb()
+    try:
+        return connect(path, memory=memory, threads=threads)
+    except db.IOException as error:
+        if "lock" in str(error):
+            raise IndexLocked(
+                f"{path} is open in another process: only one console can write an index. "
+                f"Stop that process, or set FULGURITE_CONSOLE_INDEX. ({error})"
+            ) from error
+        raise ForeignIndex(f"{path} cannot be opened as DuckDB: {error}") from error
