@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from services.console.index.reader import IndexReader
 from services.console.pages.address import Address
+from services.console.pages.tokenizer import Tokenizer, TokenNumbers
 
 Row = Mapping[str, Any]
 """A row by the names of its columns."""
@@ -48,6 +49,8 @@ class Asked:
     address: Address
     now_ms: int
     """Unix milliseconds."""
+    tokenizer: Tokenizer = field(default_factory=TokenNumbers)
+    """Knows the text of a token."""
 
     def rows(self, sql: str, *parameters: object) -> list[dict[str, Any]]:
         """The rows of a statement with `?` or `$1` for parameters."""

@@ -29,6 +29,7 @@ from services.console.pages.actions import Action
 from services.console.pages.reading import Index
 from services.console.pages.settings import PageSettings
 from services.console.pages.shell import Shell
+from services.console.pages.tokenizer import open_tokenizer
 from services.console.pages.view import View
 from services.console.pages.views import VIEWS
 
@@ -62,7 +63,8 @@ def create_app(
         ],
     )
     app.mount(ASSETS.rstrip("/"), StaticFiles(directory=_FILES))
-    Shell(views, index, sessions, actions or {}, _head()).install()
+    tokenizer = open_tokenizer(settings.console_tokenizer)
+    Shell(views, index, sessions, actions or {}, tokenizer, _head()).install()
     cast(Any, ui).run_with(
         app,
         title="Fulgurite",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -35,6 +36,9 @@ class PageSettings(BaseSettings):
     """Host names that browsers may ask for, comma-separated, besides `localhost` and
     `FULGURITE_CONSOLE_HOST`. It keeps other sites from reading the console through a browser (DNS
     rebinding)."""
+    console_tokenizer: Path | None = None
+    """Folder of the model, with `tokenizer.json`, by which the page of a rollout shows tokens as
+    text; without it, as numbers."""
     console_session_hours: float = Field(default=12, gt=0, le=24 * 30)
     """Hours after which a key must be entered again."""
 

@@ -28,6 +28,7 @@ from services.console.pages.changes import Changes
 from services.console.pages.drawing.canvas import Canvas
 from services.console.pages.drawing.components import tag
 from services.console.pages.reading import Asked, Index
+from services.console.pages.tokenizer import Tokenizer
 from services.console.pages.view import View
 
 AT_LEAST_EVERY_S = 15.0
@@ -48,12 +49,14 @@ class Shell:
         index: Index,
         sessions: Sessions,
         actions: Mapping[str, Action],
+        tokenizer: Tokenizer,
         head: str,
     ) -> None:
         self._views = views
         self._index = index
         self._sessions = sessions
         self._actions = actions
+        self._tokenizer = tokenizer
         self._head = head
         self._changes = Changes(index)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -88,7 +91,7 @@ class Shell:
         return page
 
     async def _content(self, view: View, address: Address) -> Sequence[Block]:
-        asked = Asked(self._index, address, now_ms())
+        asked = Asked(self._index, address, now_ms(), self._tokenizer)
         try:
             return await asyncio.to_thread(view.content, asked)
         # The edge of a request: its failure is shown to who asked for it.

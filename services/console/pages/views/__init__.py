@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from services.console.pages.view import View
-from services.console.pages.views import now
+from services.console.pages.views import funnel, group, ledger, now, rollouts, runs, step
 
-VIEWS: tuple[View, ...] = (now.VIEW,)
+VIEWS: tuple[View, ...] = (
+    now.VIEW,
+    runs.VIEW,
+    step.VIEW,
+    funnel.VIEW,
+    ledger.VIEW,
+    rollouts.VIEW,
+    group.VIEW,
+)
