@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import UTC, datetime
 
+from fulgurite.untrusted_json import mapping, parsed
 from services.console.pages.blocks import Cell, Tone
 
 NONE = "–"
@@ -86,8 +88,11 @@ def ago(time: datetime | None, now_ms: int) -> str:
     then = milliseconds(time)
     if then is None:
         return NONE
-    passed = (now_ms - then) / 1000
-    return "now" if passed < 1 else f"{seconds(int(passed))} ago"
+    passed = (now_ms - then) // 1000
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        if passed >= length:
+            return f"{passed // length} {unit} ago"
+    return "now"
 
 
 def short(text: str | None, most: int = 120) -> str:
@@ -96,6 +101,16 @@ def short(text: str | None, most: int = 120) -> str:
         return NONE
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def task_text(task: str | None) -> str | None:
+    """What a task asks, if its JSON says so in a field of a usual name; else the JSON."""
+    try:
+        found = mapping(parsed(task))
+    except ValueError:
+        return task
+    asked = (found.get(name) for name in ("question", "prompt", "instruction", "task"))
+    return next((text for text in asked if isinstance(text, str) and text), task)
 
 
 def cell(value: object, address: str | None = None, tone: Tone = "plain", most: int = 120) -> Cell:
@@ -116,3 +131,11 @@ def cell(value: object, address: str | None = None, tone: Tone = "plain", most: 
 def time_of(ms: int) -> datetime:
     """A time as the index has it, from Unix milliseconds."""
     return datetime.fromtimestamp(ms / 1000, UTC).replace(tzinfo=None)
+
+
+def pretty(text: str) -> str:
+    """A JSON text with line breaks; another text as it is."""
+    try:
+        return json.dumps(parsed(text), indent=2, ensure_ascii=False)
+    except ValueError:
+        return text

@@ -71,7 +71,7 @@ class Canvas:
 
     def _new(self, block: Block) -> tuple[Block, Element, Callable[[Any], None] | None]:
         with self._parent:
-            frame = tag("section", classes=f"block {type(block).__name__.lower()}")
+            frame = tag("section", classes=f"block block-{type(block).__name__.lower()}")
         with frame:
             return block, frame, self._draw(block)
 

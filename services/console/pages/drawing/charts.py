@@ -19,6 +19,9 @@ those that are clear on light and on dark. Their yellow is darker here, and thei
 _SYMBOLS = ("circle", "rect", "triangle", "diamond", "emptyCircle", "emptyRect", "emptyTriangle")
 """Series differ by symbols, too."""
 
+_FONT = "system-ui, sans-serif"
+"""The page's font: ECharts measures texts before they are in the page."""
+
 _INK = "var(--ink)"
 _QUIET = "var(--quiet)"
 _LINE = "var(--line)"
@@ -36,7 +39,7 @@ def options(chart: Chart) -> dict[str, Any]:
     return {
         "animation": False,
         "color": list(PALETTE),
-        "textStyle": {"fontFamily": "inherit", "color": _INK},
+        "textStyle": {"fontFamily": _FONT, "color": _INK},
         "grid": {
             "left": 12,
             "right": 18,
@@ -87,9 +90,9 @@ def _axis(axis: Axis, chart: Chart, *, is_x: bool) -> dict[str, Any]:
         "type": axis.kind,
         "name": axis.label,
         "nameLocation": "middle",
-        "nameGap": 28 if lies else 46,
+        "nameGap": 28 if lies else 50,
         "nameTextStyle": {"color": _QUIET},
-        "axisLabel": {"color": _INK, "hideOverlap": True},
+        "axisLabel": {"color": _INK, "hideOverlap": True, "fontSize": 12},
         "axisLine": {"show": is_x, "lineStyle": {"color": _QUIET}},
         "axisTick": {"show": is_x, "lineStyle": {"color": _QUIET}},
         "splitLine": {"show": not is_x, "lineStyle": {"color": _LINE}},

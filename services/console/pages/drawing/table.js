@@ -14,7 +14,7 @@ export default {
       <tbody>
         <tr v-for="row in rows">
           <td v-for="([text, address, tone, note], i) in row" :title="note || null"
-              :class="[tone, {number: columns[i] && columns[i][1]}]">
+              :class="[tone, {number: columns[i] && columns[i][1], short: text.length <= 28}]">
             <a v-if="address" :href="address">{{ text }}</a><template v-else>{{ text }}</template>
           </td>
         </tr>

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.console.pages.view import View
-from services.console.pages.views import funnel, group, ledger, now, rollouts, runs, step
+from services.console.pages.views import funnel, group, ledger, now, rollouts, runs, step, timeline
 
 VIEWS: tuple[View, ...] = (
     now.VIEW,
@@ -12,5 +12,6 @@ VIEWS: tuple[View, ...] = (
     funnel.VIEW,
     ledger.VIEW,
     rollouts.VIEW,
+    timeline.VIEW,
     group.VIEW,
 )

@@ -24,7 +24,7 @@ from services.console.pages.blocks import (
     Table,
     Text,
 )
-from services.console.pages.formats import NONE, ago, cell, count, fixed, number
+from services.console.pages.formats import NONE, ago, cell, count, fixed, number, pretty
 from services.console.pages.reading import Asked, Row
 from services.console.pages.view import View
 from services.console.pages.views.rollouts import tail
@@ -70,7 +70,7 @@ def content(asked: Asked) -> Sequence[Block]:
         form,
         *state(summary, asked.row(_CLOSING, group)),
         figures(summary, declared, asked.now_ms),
-        *([Text(str(summary["task"]), "Task")] if summary["task"] else []),
+        *([Text(pretty(str(summary["task"])), "Task")] if summary["task"] else []),
         Columns((spread(members, summary), named(members))),
         member_table(members, asked.rows(_CREDIT, group)),
         Columns(

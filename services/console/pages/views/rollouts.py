@@ -17,7 +17,7 @@ from services.console.pages.blocks import (
     Notice,
     Table,
 )
-from services.console.pages.formats import ago, cell, count, fixed, number, short
+from services.console.pages.formats import ago, cell, count, fixed, number, short, task_text
 from services.console.pages.reading import Asked, Row
 from services.console.pages.view import View
 
@@ -216,7 +216,7 @@ def _row(row: Row, now: int) -> tuple[Cell, ...]:
     return (
         cell(tail(row["rollout_id"]), link("/timeline", rollout=row["rollout_id"])),
         cell(ago(row["began_at"], now)),
-        cell(row["task"], most=110),
+        cell(task_text(row["task"]), most=110),
         cell(row["answer"], most=110),
         cell(fixed(row["reward"])),
         cell(row["failure"], tone="bad")
@@ -260,7 +260,7 @@ def samples(rows: Sequence[Row], kind: str, now: int) -> list[Block]:
                 tuple(
                     (
                         cell(tail(row["rollout_id"]), link("/timeline", rollout=row["rollout_id"])),
-                        cell(row["task"], most=160),
+                        cell(task_text(row["task"]), most=160),
                         cell(row["answer"], most=300),
                         cell(fixed(row["reward"])),
                         cell(row["failure"], tone="bad" if row["failure"] else "plain"),

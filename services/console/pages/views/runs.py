@@ -337,7 +337,7 @@ def named_rewards(rows: Sequence[Row]) -> Chart:
     return Chart(
         "Named rewards by version",
         Axis("version (epoch.step)", "category"),
-        Axis("mean of the reward, without its weight"),
+        Axis("mean, without its weight"),
         tuple(
             Series(name, tuple((text, values[name].get(text)) for text in labels)) for name in names
         ),
