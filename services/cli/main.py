@@ -73,6 +73,10 @@ COMMANDS = {
         "services.cli.rollouts:app",
         "List the rollouts in the log, or show one as a timeline of its calls and rewards.",
     ),
+    "sql": (
+        "services.cli.sql:sql",
+        "Query calls, rollouts, rewards, versions and all else in the log with SQL.",
+    ),
     "policy": (
         "services.cli.policy:app",
         "List a policy's versions, show one, copy its weights, promote it, or roll back.",

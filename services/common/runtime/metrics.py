@@ -53,6 +53,9 @@ DEFINITIONS: Mapping[str, Definition] = {
         "teach something",
     ),
     "fulgurite_learner_step": Definition("gauge", ("policy",), "Step of the newest version"),
+    "fulgurite_console_index_bytes": Definition(
+        "gauge", (), "Bytes of the console's index that hold data"
+    ),
     "fulgurite_learner_update": Definition(
         "gauge", ("policy", "metric"), "The newest version's metrics (docs/reference/metrics.md)"
     ),

@@ -19,12 +19,10 @@ LAYOUT = 1
 """Version of the tables. A file of another version is deleted and built again from the log."""
 
 CONFIG = {
-    # A query cannot read or write files, load extensions, or undo this.
+    # A query cannot read or write files, load extensions, or see variables of this program.
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
-    "lock_configuration": "true",
-    # A name in a query is a table, never a variable of this program.
     "python_enable_replacements": "false",
 }
 
@@ -37,10 +35,23 @@ def duckdb() -> Any:
         raise NoIndex("the index needs DuckDB: pip install 'fulgurite[console]'") from error
 
 
-def connect(path: Path, *, read_only: bool = False, memory: str = "1GB", threads: int = 2) -> Any:
-    """Open the file. Raises duckdb.Error if another process has it open."""
-    config = CONFIG | {"memory_limit": memory, "threads": str(threads)}
-    return duckdb().connect(str(path), read_only=read_only, config=config)
+def connect(path: Path, *, read_only: bool = False) -> Any:
+    """Open the file. Raises duckdb.IOException if another process has it open, and
+    duckdb.ConnectionException if this one has, for writing.
+    """
+    return duckdb().connect(str(path), read_only=read_only, config=CONFIG)
+
+
+def bound(connection: Any, memory: str, threads: int) -> None:
+    """Limit what all queries of this process on the file may use, and forbid other settings."""
+    connection.execute(f"SET memory_limit = '{memory}'")
+    connection.execute(f"SET threads = {threads}")
+    connection.execute("SET lock_configuration = true")
+
+
+def is_locked(error: Exception) -> bool:
+    """Whether a file could not be opened because another process has it open."""
+    return "Could not set lock on file" in str(error)
 
 
 def read_definitions(name: str) -> str:

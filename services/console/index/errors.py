@@ -3,6 +3,8 @@
 IndexFailed          base
 ├── NoIndex          there is no file, or nothing answers for it
 ├── BadQuery         the SQL is invalid, writes, or took too long
+├── IndexLocked      another process writes the file
+├── OutdatedIndex    the file has other tables, or the log began anew: build it again
 └── ForeignIndex     the file is of another deployment, or no index
 """
 
@@ -26,4 +28,8 @@ class IndexLocked(IndexFailed):
 
 
 class ForeignIndex(IndexFailed):
-    """The file is of another deployment or layout, or is no index."""
+    """The file is of another deployment, or no index."""
+
+
+class OutdatedIndex(IndexFailed):
+    """The file has tables of another release, or the log began anew: it must be built again."""

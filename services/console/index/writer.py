@@ -18,12 +18,22 @@ from fulgurite.events import PolicyUpdate
 from fulgurite.learning.batching import LEARNER
 from fulgurite.learning.policy_epochs import PolicyEpochs
 from services.console.index.batch import Batch, LogRecord
-from services.console.index.database import LAYOUT, connect, duckdb, read_definitions
-from services.console.index.errors import ForeignIndex, IndexLocked
+from services.console.index.database import (
+    LAYOUT,
+    bound,
+    connect,
+    duckdb,
+    is_locked,
+    read_definitions,
+)
+from services.console.index.errors import ForeignIndex, IndexLocked, OutdatedIndex
 from services.console.index.rows import Row
 
 Position = tuple[str, int]
 """Topic, without the deployment's prefix, and partition."""
+
+Gap = tuple[Position, int, int]
+"""Offsets that the log no longer had when they were to be read: the first, and the one behind."""
 
 _KEYS = {
     "calls": "event_id",
@@ -57,7 +67,7 @@ class IndexWriter:
         characters: int = 1_000,
         keeps_payloads: bool = True,
     ) -> None:
-        """Open the file, or make it. Raises ForeignIndex, IndexLocked.
+        """Open the file, or make it. Raises ForeignIndex, IndexLocked, OutdatedIndex.
 
         `prefix`: of the deployment's topics. `characters`: most of each text in a row.
         """
@@ -87,9 +97,12 @@ class IndexWriter:
         return {(topic, partition): offset for topic, partition, offset in found}
 
     def write(
-        self, records: Sequence[LogRecord], ends: Mapping[Position, int] | None = None
+        self,
+        records: Sequence[LogRecord],
+        ends: Mapping[Position, int] | None = None,
+        gaps: Sequence[Gap] = (),
     ) -> None:
-        """Write records of the log, in order, and the ends of partitions that are known.
+        """Write records of the log, in order, the known ends of partitions, and gaps before them.
 
         Records below the positions are in the index already, and are left out.
         """
@@ -103,19 +116,13 @@ class IndexWriter:
         try:
             with self.transaction():
                 self._write_rows(batch)
+                self._write_gaps(gaps)
                 self._write_positions(batch, ends or {})
                 self._refresh_rollouts(batch.groups)
         except BaseException:
             # The fold went on with updates that were not written.
             self._epochs = self._read_epochs()
             raise
-
-    def note_gap(self, place: Position, start: int, end: int) -> None:
-        """Note that the log no longer has these offsets, and go on behind them."""
-        with self.transaction():
-            gap = {"topic": place[0], "partition": place[1], "from_offset": start}
-            self._insert("gaps", [gap | {"to_offset": end, "found_at": self._now_ms()}])
-            self._move(place, end, None, None)
 
     def write_prices(self, prices: Prices) -> None:
         """Replace the prices of tokens."""
@@ -167,7 +174,7 @@ class IndexWriter:
             )
         layout, prefix = self._db.execute("SELECT layout, topic_prefix FROM about").fetchone()
         if layout != LAYOUT:
-            raise ForeignIndex(f"{self.path} has tables of layout {layout}, not {LAYOUT}")
+            raise OutdatedIndex(f"{self.path} has tables of layout {layout}, not {LAYOUT}")
         if prefix != self._prefix:
             raise ForeignIndex(
                 f"{self.path} is of the deployment with prefix {prefix!r}, not {self._prefix!r}"
@@ -321,6 +328,12 @@ class IndexWriter:
             [[row[name] for row in rows] for name in columns],
         )
 
+    def _write_gaps(self, gaps: Sequence[Gap]) -> None:
+        for (topic, partition), start, end in gaps:
+            gap = {"topic": topic, "partition": partition, "from_offset": start}
+            self._insert("gaps", [gap | {"to_offset": end, "found_at": self._now_ms()}])
+            self._move((topic, partition), end, None, None)
+
     def _write_positions(self, batch: Batch, ends: Mapping[Position, int]) -> None:
         for place in batch.positions.keys() | ends.keys():
             next_offset, read_at = batch.positions.get(place, (None, None))
@@ -372,11 +385,16 @@ def _value_of(kind: str) -> str:
 def _open(path: Path, memory: str, threads: int) -> Any:
     db = duckdb()
     try:
-        return connect(path, memory=memory, threads=threads)
-    except db.IOException as error:
-        if "lock" in str(error):
+        opened = connect(path)
+        bound(opened, memory, threads)
+        return opened
+    except db.Error as error:
+        if is_locked(error):
             raise IndexLocked(
                 f"{path} is open in another process: only one console can write an index. "
                 f"Stop that process, or set FULGURITE_CONSOLE_INDEX. ({error})"
             ) from error
-        raise ForeignIndex(f"{path} cannot be opened as DuckDB: {error}") from error
+        raise ForeignIndex(
+            f"{path} cannot be opened as DuckDB ({error}): delete it, or choose another "
+            "FULGURITE_CONSOLE_INDEX"
+        ) from error

@@ -1,0 +1,89 @@
+"""Asks the process that has the index open, on a Unix socket beside the file.
+
+DuckDB locks the file, so a reader in another process cannot open it while the console runs. A query
+is one MessagePack document, and so is its answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import tempfile
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from services.console.index.answers import Answer, Query
+from services.console.index.errors import BadQuery, NoIndex
+
+_LONGEST_PATH = 100
+"""Bytes. The longest path of a socket is 103 bytes on macOS, 107 on Linux."""
+_GRACE_S = 5.0
+"""How much longer than the query's own time limit an answer is waited for."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What it gets: an answer, or an error."""
+
+    answer: Answer | None = None
+    bad_query: str | None = None
+    error: str | None = None
+
+
+def socket_path(index: Path) -> Path:
+    """Where the console answers for an index: beside it, or in the folder for temporary files."""
+    path = index.absolute().with_name(f"{index.name}.sock")
+    if len(os.fsencode(path)) <= _LONGEST_PATH:
+        return path
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:24]
+    return Path(tempfile.gettempdir()) / f"fulgurite-{name}.sock"
+
+
+def ask_writer(index: Path, query: Query, timeout_s: float) -> Answer:
+    """Ask the process that has the index open. Raises BadQuery, NoIndex."""
+    path = socket_path(index)
+    try:
+        if path.stat().st_uid != index.stat().st_uid:
+            raise NoIndex(f"{path} is not of the owner of {index}: remove it")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout_s + _GRACE_S)
+            connection.connect(str(path))
+            connection.sendall(msgspec.msgpack.encode(query, enc_hook=str))
+            connection.shutdown(socket.SHUT_WR)
+            data = b"".join(iter(lambda: connection.recv(65_536), b""))
+    except OSError as error:
+        raise NoIndex(
+            f"{index} is open in another process, which does not answer at {path} ({error}). "
+            "If it is the console, restart it; else end that process."
+        ) from error
+    reply = msgspec.msgpack.decode(data, type=Reply)
+    if reply.bad_query is not None:
+        raise BadQuery(reply.bad_query)
+    if reply.answer is None:
+        raise NoIndex(reply.error or f"{path} answered nothing")
+    return _typed(reply.answer)
+
+
+def _typed(answer: Answer) -> Answer:
+    """Convert texts back into the times and decimals that they were."""
+    conversions = [_conversion(kind) for kind in answer.types]
+    rows = [
+        tuple(
+            value if value is None or convert is None else convert(value)
+            for value, convert in zip(row, conversions, strict=True)
+        )
+        for row in answer.rows
+    ]
+    return msgspec.structs.replace(answer, rows=rows)
+
+
+def _conversion(kind: str) -> Any:
+    if kind == "TIMESTAMP":
+        return datetime.fromisoformat
+    if kind == "DATE":
+        return date.fromisoformat
+    return Decimal if kind.startswith("DECIMAL") else None

@@ -1,0 +1,114 @@
+"""Bounds the index in time and size.
+
+What is deleted frees blocks of the file, which later rows use; the file itself does not shrink.
+"""
+
+from __future__ import annotations
+
+from services.console.index.writer import IndexWriter
+
+_BY_GROUP = (
+    "calls",
+    "statuses",
+    "groups",
+    "episodes",
+    "rewards",
+    "closings",
+    "trajectories",
+    "actions",
+    "tombstones",
+    "outcomes",
+    "ledger",
+    "rollouts",
+)
+_BY_TIME = {
+    "payloads": "written_at",
+    "unreadable": "written_at",
+    "dead_letters": "event_time",
+    "ledger": "event_time",
+    "outcomes": "event_time",
+    "gaps": "found_at",
+}
+_SHARE = 10
+"""Without texts left to delete, this part of the groups goes at once, the oldest."""
+
+
+def delete_before(writer: IndexWriter, horizon_ms: int) -> int:
+    """Delete groups that ended before a time, and records of then; returns the number of groups."""
+    expired = [
+        group
+        for (group,) in writer.execute(
+            "SELECT group_id FROM rollouts GROUP BY group_id "
+            "HAVING max(coalesce(ended_at, began_at)) < epoch_ms(?::BIGINT)",
+            [horizon_ms],
+        )
+    ]
+    with writer.transaction():
+        _delete_groups(writer, expired)
+        for table, column in _BY_TIME.items():
+            writer.execute(
+                f"DELETE FROM {table} WHERE {column} < epoch_ms(?::BIGINT)", [horizon_ms]
+            )
+        writer.execute(
+            "DELETE FROM dead_actions WHERE event_id NOT IN (SELECT event_id FROM dead_letters)"
+        )
+    return len(expired)
+
+
+def delete_beyond(writer: IndexWriter, most_bytes: int) -> int:
+    """Delete the oldest texts, or without them the oldest groups, while the index is too large.
+
+    Returns the bytes in use.
+    """
+    while (used := used_bytes(writer)) > most_bytes:
+        if not (_delete_payloads(writer, used - most_bytes) or _delete_oldest(writer)):
+            break
+        writer.execute("CHECKPOINT")
+    return used
+
+
+def used_bytes(writer: IndexWriter) -> int:
+    """Bytes of the file's blocks that hold data."""
+    ((size, blocks),) = writer.execute("SELECT block_size, used_blocks FROM pragma_database_size()")
+    return int(size * blocks)
+
+
+def _delete_payloads(writer: IndexWriter, excess: int) -> bool:
+    """Delete the oldest blocks of records that make up the excess; returns whether there were."""
+    found = writer.execute(
+        "SELECT max(written_at) FROM (SELECT written_at, sum(octet_length(data)) OVER "
+        "(ORDER BY written_at ROWS UNBOUNDED PRECEDING) - octet_length(data) AS before "
+        "FROM payloads) WHERE before < ?",
+        [excess],
+    )
+    last = found[0][0]
+    if last is None:
+        return False
+    writer.execute("DELETE FROM payloads WHERE written_at <= ?", [last])
+    return True
+
+
+def _delete_oldest(writer: IndexWriter) -> bool:
+    """Delete the oldest part of the groups; returns whether there were any."""
+    oldest = [
+        group
+        for (group,) in writer.execute(
+            "SELECT group_id FROM rollouts GROUP BY group_id "
+            "ORDER BY max(coalesce(ended_at, began_at)) LIMIT "
+            f"(SELECT greatest(1, count(DISTINCT group_id) // {_SHARE}) FROM rollouts)"
+        )
+    ]
+    with writer.transaction():
+        _delete_groups(writer, oldest)
+    return bool(oldest)
+
+
+def _delete_groups(writer: IndexWriter, groups: list[str]) -> None:
+    if not groups:
+        return
+    for table in _BY_GROUP:
+        writer.execute(
+            f"DELETE FROM {table} AS old USING (SELECT unnest(?::VARCHAR[]) AS group_id) AS gone "
+            "WHERE old.group_id = gone.group_id",
+            [groups],
+        )

@@ -1,0 +1,117 @@
+"""Keeps the index and answers queries of other processes, in threads of this process."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from fulgurite.avro.codec import Codec
+from fulgurite.cost.prices import Prices, parse_prices
+from fulgurite.errors import BadPrices
+from services.common.kafka.settings import KafkaSettings
+from services.common.runtime import logs
+from services.common.runtime.clock import now_ms
+from services.console.index.errors import IndexFailed, OutdatedIndex
+from services.console.index.follower import LogFollower
+from services.console.index.query_server import QueryServer
+from services.console.index.reader import IndexReader
+from services.console.index.settings import IndexSettings
+from services.console.index.writer import IndexWriter
+
+logger = logs.get(__name__)
+
+
+class IndexService:
+    """The index of a running console."""
+
+    def __init__(self, settings: IndexSettings, kafka: KafkaSettings, codec: Codec) -> None:
+        """Open the index. Raises IndexFailed."""
+        self._settings = settings
+        self._kafka = kafka
+        self._codec = codec
+        self._prices = None if settings.prices is None else _read_prices(settings.prices)
+        self._writer = self._open()
+        self._follower = self._make_follower()
+        self._queries = QueryServer(settings.index, settings.query_timeout_s)
+        self._is_closing = False
+        self.reader = IndexReader(settings.index, timeout_s=settings.query_timeout_s)
+        """For the pages of this process."""
+        self.failure: BaseException | None = None
+        """Why reading the log ended, if it did."""
+        self._thread = threading.Thread(target=self._run, name="index", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read the log."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop. What was read stays in the file."""
+        self._is_closing = True
+        self._follower.stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._queries.close()
+        self._writer.close()
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether the index has what was in the log at the start."""
+        return self._follower.caught_up.is_set()
+
+    def wait(self) -> None:
+        """Wait until the log is no longer read: after `close`, or a `failure`."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._is_closing:
+                try:
+                    self._follower.run()
+                except OutdatedIndex as error:
+                    self._rebuild(error)
+        except Exception as error:  # noqa: BLE001 - the edge of the thread: `failure` ends the process
+            self.failure = error
+
+    def _open(self) -> IndexWriter:
+        try:
+            return self._make_writer()
+        except OutdatedIndex as error:
+            self._delete(error)
+            return self._make_writer()
+
+    def _rebuild(self, reason: OutdatedIndex) -> None:
+        self._writer.close()
+        self._delete(reason)
+        self._writer = self._make_writer()
+        self._follower = self._make_follower()
+
+    def _delete(self, reason: OutdatedIndex) -> None:
+        logger.warning("the index is built again from the log", reason=str(reason))
+        path = self._settings.index
+        path.unlink(missing_ok=True)
+        path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
+
+    def _make_writer(self) -> IndexWriter:
+        writer = IndexWriter(
+            self._settings.index,
+            self._codec,
+            self._kafka.topic_prefix,
+            now_ms,
+            memory=self._settings.memory,
+            threads=self._settings.threads,
+            characters=self._settings.text_characters,
+            keeps_payloads=self._settings.payloads,
+        )
+        if self._prices is not None:
+            writer.write_prices(self._prices)
+        return writer
+
+    def _make_follower(self) -> LogFollower:
+        return LogFollower(self._kafka, self._codec, self._writer, self._settings, now_ms)
+
+
+def _read_prices(path: Path) -> Prices:
+    try:
+        return parse_prices(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, BadPrices) as error:
+        raise IndexFailed(f"FULGURITE_CONSOLE_PRICES={path} cannot be read: {error}") from error
