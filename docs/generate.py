@@ -2,7 +2,8 @@
 
 A test fails where a page is stale. `reference/settings.md` gets its tables from the settings
 classes, `reference/events.md` comes from the Avro schemas, and `reference/cli.md` from the command
-line's own help, `reference/runs.md` and `reference/metrics.md` from the learner, and the tables of
+line's own help, `reference/runs.md` and `reference/metrics.md` from the learner,
+`reference/tables.md` from the SQL of the console's index, and the tables of
 `reference/operations.md` from what services count.
 """
 
@@ -27,6 +28,8 @@ from services.cli.main import COMMANDS, app, load
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.metrics import DEFINITIONS
 from services.common.runtime.metrics_port import MetricsSettings
+from services.console.index.database import read_definitions
+from services.console.index.settings import IndexSettings
 from services.gateway.settings import GatewaySettings
 from services.judge.settings import JudgeSettings
 from services.learner.algorithms import ALGORITHMS
@@ -52,6 +55,7 @@ SECTIONS: dict[str, type[BaseSettings]] = {
     "Rewarder": RewarderSettings,
     "Reward worker": RewardWorkerSettings,
     "Judge": JudgeSettings,
+    "Console's index": IndexSettings,
     "Learner": LearnerSettings,
     "Runner (`fulgurite run`)": RunnerSettings,
     "Local vLLM": VllmSettings,
@@ -77,6 +81,7 @@ def pages() -> dict[Path, str]:
         RUNS_PAGE: runs_page(),
         METRICS_PAGE: metrics_page(),
         OPERATIONS_PAGE: operations_page(),
+        DOCS / "reference" / "tables.md": tables_page(),
     }
 
 
@@ -188,6 +193,44 @@ def events_page() -> str:
     return head + "".join(
         section for schema in schemas for section in _record_sections(schema, "##")
     )
+
+
+def tables_page() -> str:
+    """Every table and view of the console's index, from the comments of their SQL."""
+    return (
+        "# Tables\n\n"
+        + GENERATED.format(source="services/console/index/tables.sql and views.sql")
+        + "What [`fulgurite sql`](../how-to/query.md) reads: the console's index of the topics, or "
+        "of an archive. Names are those of the [events](events.md). Times are UTC. `partition` and "
+        "`offset` are the place of the record that a row was made of. An index keeps "
+        "`FULGURITE_CONSOLE_RETENTION_DAYS` days ([settings](settings.md#consoles-index)).\n"
+        + "\n## Views\n"
+        + "".join(_relations("views.sql", "VIEW"))
+        + "\n## Base tables\n"
+        + "".join(_relations("tables.sql", "TABLE"))
+    )
+
+
+def _relations(name: str, kind: str) -> Iterator[str]:
+    """A section for each table or view: the comment above it, and those beside its columns."""
+    pattern = re.compile(rf"-- ([^\n]+)\nCREATE {kind} (\w+) (.*?);\n", re.DOTALL)
+    for about, relation, body in pattern.findall(read_definitions(name)):
+        rows = "".join(
+            _row(*_column(line, kind)) for line in body.splitlines() if re.search(r"\S\s+-- ", line)
+        )
+        columns = "column | type | meaning" if kind == "TABLE" else "column | meaning"
+        rule = "|---" * (columns.count("|") + 1) + "|"
+        yield f"\n### {relation}\n\n{_with_links(about)}\n\n| {columns} |\n{rule}\n{rows}"
+
+
+def _column(line: str, kind: str) -> tuple[str, ...]:
+    """The cells of a column: its name, its type if it is a table's, and its comment."""
+    code, _, meaning = line.strip().partition(" -- ")
+    code = code.strip().rstrip(",").removesuffix(" NOT NULL")
+    if kind == "TABLE":
+        column, _, data_type = code.partition(" ")
+        return f"`{column.strip(chr(34))}`", f"`{data_type}`", _with_links(meaning)
+    return f"`{re.split(r'[ .]', code)[-1]}`", _with_links(meaning)
 
 
 def _record_sections(record: dict[str, Any], level: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import liveness, logs, metrics
 from services.console.index.batch import LogRecord
 from services.console.index.errors import OutdatedIndex
-from services.console.index.retention import delete_before, delete_beyond
+from services.console.index.retention import compact, delete_before, delete_beyond
 from services.console.index.settings import IndexSettings
 from services.console.index.writer import Gap, IndexWriter, Position
 
@@ -38,6 +38,7 @@ _BATCH_BYTES = 32 * 1024**2
 _ENDS_S = 1.0
 """Seconds between two looks at the ends of partitions, where nothing is read."""
 _RETENTION_S = 60.0
+_COMPACTION_S = 24 * 3600.0
 _RETRY_S = 1.0
 _CONSUMER = {"queued.max.messages.kbytes": 65_536, "queued.min.messages": 20_000}
 
@@ -69,7 +70,7 @@ class LogFollower:
         self._gaps: list[Gap] = []
         """Gaps that are not in the index yet."""
         self._wrote_ends_at = float("-inf")
-        self._deleted_at = time.monotonic()
+        self._deleted_at = self._compacted_at = time.monotonic()
 
     def run(self) -> None:
         """Read until stopped. Raises OutdatedIndex if the log began anew, OSError, duckdb.Error."""
@@ -209,6 +210,9 @@ class LogFollower:
         if time.monotonic() - self._deleted_at < _RETENTION_S:
             return
         delete_before(self._writer, self._now_ms() - self._settings.retention_ms)
+        if time.monotonic() - self._compacted_at > _COMPACTION_S:
+            compact(self._writer)
+            self._compacted_at = time.monotonic()
         used = delete_beyond(self._writer, self._settings.max_bytes)
         metrics.put("fulgurite_console_index_bytes", {(): used})
         self._deleted_at = time.monotonic()

@@ -16,9 +16,7 @@ import msgspec
 from services.console.index.answers import Query
 from services.console.index.errors import BadQuery, IndexFailed
 from services.console.index.reader import IndexReader
-from services.console.index.remote import Reply, socket_path
-
-_LONGEST_QUERY = 1024**2
+from services.console.index.remote import LONGEST_QUERY, Reply, socket_path
 
 
 class QueryServer:
@@ -32,7 +30,7 @@ class QueryServer:
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
-                query = self.rfile.read(_LONGEST_QUERY + 1)
+                query = self.rfile.read(LONGEST_QUERY + 1)
                 # The reader may have gone.
                 with suppress(OSError):
                     self.wfile.write(msgspec.msgpack.encode(_reply(reader, query), enc_hook=str))
@@ -58,8 +56,8 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 def _reply(reader: IndexReader, data: bytes) -> Reply:
-    if len(data) > _LONGEST_QUERY:
-        return Reply(bad_query=f"a query has at most {_LONGEST_QUERY:,} bytes")
+    if len(data) > LONGEST_QUERY:
+        return Reply(bad_query=f"a query has at most {LONGEST_QUERY:,} bytes")
     try:
         query = msgspec.msgpack.decode(data, type=Query)
         return Reply(answer=reader.ask(query.sql, query.parameters, query.limit))

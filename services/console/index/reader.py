@@ -26,7 +26,7 @@ class IndexReader:
     """Reads the index at a path. Thread-safe: every query has a connection of its own."""
 
     def __init__(self, path: Path, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._path = path
+        self.path = path
         self._timeout_s = timeout_s
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
@@ -36,9 +36,9 @@ class IndexReader:
 
     def ask(self, sql: str, parameters: Sequence[Any] = (), limit: int = LIMIT) -> Answer:
         """Return at most `limit` rows of a query. Raises BadQuery, NoIndex."""
-        if not self._path.exists():
+        if not self.path.exists():
             raise NoIndex(
-                f"there is no index at {self._path}: start the console, which makes it, or set "
+                f"there is no index at {self.path}: start the console, which makes it, or set "
                 "FULGURITE_CONSOLE_INDEX to where it is"
             )
         query = Query(sql, list(parameters), limit)
@@ -47,10 +47,10 @@ class IndexReader:
         except duckdb().Error as error:
             if not is_locked(error):
                 raise NoIndex(
-                    f"{self._path} cannot be read as an index ({error}). Delete it while the "
+                    f"{self.path} cannot be read as an index ({error}). Delete it while the "
                     "console is stopped: its next start builds it again"
                 ) from error
-            return ask_writer(self._path, query, self._timeout_s)
+            return ask_writer(self.path, query, self._timeout_s)
         try:
             return run_query(connection, query, self._timeout_s)
         finally:
@@ -58,7 +58,7 @@ class IndexReader:
 
     def _connect(self) -> Any:
         try:
-            return connect(self._path, read_only=True)
+            return connect(self.path, read_only=True)
         except duckdb().ConnectionException:
             # This process writes the index: share its database.
-            return connect(self._path)
+            return connect(self.path)

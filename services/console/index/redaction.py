@@ -11,8 +11,9 @@ import re
 _REMOVED = "[removed]"
 _SECRET = re.compile(
     r"(?i:\bbearer\s+)\S+"
-    # Keys of model providers, code hosts and Fulgurite: a known beginning, then chance.
-    r"|\b(?:sk|pk|rk|hf|fg|ghp|gho|ghs|glpat|xox[abp]|AKIA|AIza)[-_]?[A-Za-z0-9_.*-]{12,}"
+    # Keys of Fulgurite, model providers and code hosts: a known beginning, then chance.
+    r"|\b(?:fg-|sk-|hf_|gh[opsu]_|github_pat_|glpat-|xox[abp]-)[A-Za-z0-9_.*-]{12,}"
+    r"|\b(?:AKIA[A-Z0-9]{12,}|AIza[A-Za-z0-9_-]{20,})"
     # A password within an address.
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )

@@ -20,6 +20,8 @@ import msgspec
 from services.console.index.answers import Answer, Query
 from services.console.index.errors import BadQuery, NoIndex
 
+LONGEST_QUERY = 1024**2
+"""Bytes of a query with its parameters."""
 _LONGEST_PATH = 100
 """Bytes. The longest path of a socket is 103 bytes on macOS, 107 on Linux."""
 _GRACE_S = 5.0
@@ -46,13 +48,16 @@ def socket_path(index: Path) -> Path:
 def ask_writer(index: Path, query: Query, timeout_s: float) -> Answer:
     """Ask the process that has the index open. Raises BadQuery, NoIndex."""
     path = socket_path(index)
+    asked = msgspec.msgpack.encode(query, enc_hook=str)
+    if len(asked) > LONGEST_QUERY:
+        raise BadQuery(f"a query has at most {LONGEST_QUERY:,} bytes, this one {len(asked):,}")
     try:
         if path.stat().st_uid != index.stat().st_uid:
             raise NoIndex(f"{path} is not of the owner of {index}: remove it")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout_s + _GRACE_S)
             connection.connect(str(path))
-            connection.sendall(msgspec.msgpack.encode(query, enc_hook=str))
+            connection.sendall(asked)
             connection.shutdown(socket.SHUT_WR)
             data = b"".join(iter(lambda: connection.recv(65_536), b""))
     except OSError as error:

@@ -1,6 +1,9 @@
 """Bounds the index in time and size.
 
-What is deleted frees blocks of the file, which later rows use; the file itself does not shrink.
+DuckDB frees the space of deleted rows only once all 122,880 rows of their row group are gone. So
+tables are copied without them, daily and when the index is too large. Later rows use freed blocks;
+the file itself does not shrink. A copy needs room: once two thirds of the largest size are used,
+the index is cut to a third.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ _BY_TIME = {
     "outcomes": "event_time",
     "gaps": "found_at",
 }
+_COPY = "copied"
 _SHARE = 10
 """Without texts left to delete, this part of the groups goes at once, the oldest."""
 
@@ -56,15 +60,32 @@ def delete_before(writer: IndexWriter, horizon_ms: int) -> int:
 
 
 def delete_beyond(writer: IndexWriter, most_bytes: int) -> int:
-    """Delete the oldest texts, or without them the oldest groups, while the index is too large.
+    """Cut an index that is too large: the oldest texts first, or without them the oldest groups.
 
     Returns the bytes in use.
     """
-    while (used := used_bytes(writer)) > most_bytes:
-        if not (_delete_payloads(writer, used - most_bytes) or _delete_oldest(writer)):
-            break
-        writer.execute("CHECKPOINT")
+    used = used_bytes(writer)
+    if used <= most_bytes * 2 // 3:
+        return used
+    goal = most_bytes // 3
+    while used > goal and (_delete_payloads(writer, used - goal) or _delete_oldest(writer)):
+        compact(writer)
+        used = used_bytes(writer)
     return used
+
+
+def compact(writer: IndexWriter) -> None:
+    """Copy the tables without their deleted rows, and free the space of these."""
+    for table in dict.fromkeys((*_BY_GROUP, *_BY_TIME)):
+        ((definition,),) = writer.execute(
+            "SELECT sql FROM duckdb_tables() WHERE table_name = ?", [table]
+        )
+        with writer.transaction():
+            writer.execute(f"CREATE TABLE {_COPY} {definition[definition.index('(') :]}")
+            writer.execute(f"INSERT INTO {_COPY} SELECT * FROM {table}")
+            writer.execute(f"DROP TABLE {table}")
+            writer.execute(f"ALTER TABLE {_COPY} RENAME TO {table}")
+        writer.execute("CHECKPOINT")
 
 
 def used_bytes(writer: IndexWriter) -> int:

@@ -22,8 +22,8 @@ class IndexSettings(BaseSettings):
     """Days after its end that a group of rollouts stays in the index, and its texts with it.
     Versions, routes and prompts stay."""
     max_gib: float = Field(default=10.0, gt=0)
-    """Largest size of the index in GiB. Beyond it the oldest texts and tokens go first, then the
-    oldest groups."""
+    """Largest size of the index in GiB. When two thirds of it are used, it is cut to a third: the
+    oldest texts and tokens go first, then the oldest groups."""
     payloads: bool = True
     """Keep what calls said, token by token, for the pages that show it. Without it the index has
     only the beginning of each text (`FULGURITE_CONSOLE_TEXT_CHARACTERS`)."""

@@ -216,7 +216,7 @@ FROM acted
 LEFT JOIN learned ON learned.call_id = acted.call_id AND learned.choice = acted.choice
 LEFT JOIN filtered ON filtered.call_id = acted.call_id AND filtered.choice = acted.choice
 LEFT JOIN (SELECT DISTINCT call_id, choice FROM dead_actions) AS dead ON dead.call_id = acted.call_id AND dead.choice = acted.choice
-LEFT JOIN (SELECT call_id, choice FROM actions WHERE loss) AS waiting ON waiting.call_id = acted.call_id AND waiting.choice = acted.choice
+LEFT JOIN (SELECT call_id, choice FROM actions JOIN closings USING (group_id, group_revision) WHERE loss) AS waiting ON waiting.call_id = acted.call_id AND waiting.choice = acted.choice
 LEFT JOIN episodes AS episode ON episode.rollout_id = acted.rollout_id AND episode.attempt = acted.attempt
 LEFT JOIN closings AS closing ON closing.group_id = acted.group_id;
 
@@ -237,6 +237,7 @@ SELECT
     action.credit - summary.mean_reward AS advantage -- Credit less the group's mean reward, not divided by the deviation; null for rules other than `identical`, which the learner compares otherwise.
 FROM actions AS action
 JOIN trajectories AS trajectory USING (trajectory_id)
+JOIN closings AS closing ON closing.group_id = action.group_id AND closing.group_revision = action.group_revision
 LEFT JOIN group_summaries AS summary ON summary.group_id = action.group_id AND trajectory.credit_rule = 'identical'
 WHERE action.loss;
 
