@@ -16,21 +16,34 @@ from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import TopicLayoutError, check_topics
 from services.common.runtime import logs
 from services.common.runtime.ending import run_service
+from services.common.runtime.process_secrets import hide_from_other_processes
 from services.console.index.errors import IndexFailed
 from services.console.index.service import IndexService
 from services.console.index.settings import IndexSettings
+from services.console.pages.reading import LiveIndex
+from services.console.pages.server import ConsoleAddressTaken, create_app, listen, serve
+from services.console.pages.settings import PageSettings
 
 
-async def run(settings: IndexSettings, kafka: KafkaSettings) -> None:
-    """Run until cancelled. Raises IndexFailed, LogUnavailable or TopicLayoutError at the start, and
-    later what ended the reading of the log.
+async def run(settings: IndexSettings, pages: PageSettings, kafka: KafkaSettings) -> None:
+    """Run until cancelled. Raises IndexFailed, LogUnavailable, TopicLayoutError or
+    ConsoleAddressTaken at the start, and later what ended the reading of the log.
     """
+    listening = listen(pages)
     await asyncio.to_thread(check_topics, kafka)
-    index = await asyncio.to_thread(IndexService, settings, kafka, make_codec())
+    codec = make_codec()
+    index = await asyncio.to_thread(IndexService, settings, kafka, codec)
+    app = create_app(LiveIndex(index.reader), pages, codec)
+    stop = asyncio.Event()
     index.start()
+    serving = asyncio.create_task(serve(app, listening, stop))
+    logs.get(__name__).info("the console is served", address=pages.address)
+    reading = asyncio.create_task(asyncio.to_thread(index.wait))
     try:
-        await asyncio.to_thread(index.wait)
+        await asyncio.wait((serving, reading), return_when=asyncio.FIRST_COMPLETED)
     finally:
+        stop.set()
+        await serving
         await asyncio.to_thread(index.close)
     if index.failure is not None:
         raise index.failure
@@ -38,15 +51,17 @@ async def run(settings: IndexSettings, kafka: KafkaSettings) -> None:
 
 async def main() -> int:
     """Run until a signal; returns the exit code."""
-    settings, kafka = IndexSettings(), KafkaSettings()
+    # It has the admin key.
+    hide_from_other_processes()
+    settings, pages, kafka = IndexSettings(), PageSettings(), KafkaSettings()
     logs.configure("console", settings.log_level)
-    task = asyncio.create_task(run(settings, kafka))
+    task = asyncio.create_task(run(settings, pages, kafka))
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
         with contextlib.suppress(asyncio.CancelledError):
             await task
-    except (IndexFailed, LogUnavailable, TopicLayoutError) as error:
+    except (IndexFailed, LogUnavailable, TopicLayoutError, ConsoleAddressTaken) as error:
         logs.get(__name__).error("the console cannot run", error=str(error))
         return 1
     return 0

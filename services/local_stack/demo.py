@@ -108,6 +108,8 @@ class Demo:
                 exported(stack.environment),
             ):
                 on_ready("", 0)
+                if stack.console_url is not None:
+                    self._console.print(f"watch it at {stack.console_url}", highlight=False)
                 started = time.monotonic()
                 before = self._evaluate(runs, tasks / "heldout.jsonl", "before", stack.kafka)
                 evaluated = time.monotonic()
@@ -140,6 +142,7 @@ class Demo:
             aliases=self._aliases,
             environment=settings,
             own_kafka=own_kafka,
+            console=True,
         )
 
     @property

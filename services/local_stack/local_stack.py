@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
@@ -33,7 +35,7 @@ from services.local_stack.exports import ADDRESSES, StackLock, exporting_stack, 
 from services.local_stack.kafka_local import LocalKafka, addresses, last_ports
 from services.local_stack.local_service import LocalService
 from services.local_stack.model import SMALL_MODEL, find_model
-from services.local_stack.ports import LOCALHOST, answers, free_ports, is_free
+from services.local_stack.ports import LOCALHOST, answers, free_port, free_ports, is_free
 from services.local_stack.serving import Serving, plan_serving
 from services.local_stack.valkey_local import LocalValkey
 from services.local_stack.vllm_local import LocalVllm
@@ -41,6 +43,9 @@ from services.local_stack.vllm_settings import VllmSettings
 
 READY_TIMEOUT_S = 300.0
 """For a service: the learner imports torch and reads the model while vLLM wants the same cores."""
+
+CONSOLE_PORT = 8090
+"""Where the console is, if it can be there."""
 
 OnReady = Callable[[str, float], None]
 """Called with a part's name and the seconds since the start, when the part is ready."""
@@ -74,6 +79,8 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Start the learners. Without them the stack serves and records."""
     restart: bool = True
     """Start a service again when it ends by itself."""
+    console: bool = False
+    """Start the console, where its packages are installed."""
 
 
 class Secrets(msgspec.Struct, frozen=True):
@@ -110,6 +117,7 @@ class LocalStack:
         ports = free_ports(2)
         self._gateway_port = options.gateway_port or ports[0]
         self._vllm_port = ports[1]
+        self._console_port = console_port() if options.console and has_console() else None
         self._gateway_prefix: list[str] = []
         """SCHED_BATCH beside a local vLLM, so that the gateway does not preempt it."""
         self.environment: dict[str, str] = {}
@@ -126,6 +134,11 @@ class LocalStack:
     def gateway_url(self) -> str:
         """Without `/v1`."""
         return f"http://{LOCALHOST}:{self._gateway_port}"
+
+    @property
+    def console_url(self) -> str | None:
+        """Where a browser finds the console; None if there is none."""
+        return f"http://{LOCALHOST}:{self._console_port}" if self._console_port else None
 
     @property
     def kafka(self) -> KafkaSettings:
@@ -199,6 +212,7 @@ class LocalStack:
                     "FULGURITE_TOPIC_PREFIX",
                     "FULGURITE_DATA_DIR",
                     "FULGURITE_POLICY",
+                    "FULGURITE_CONSOLE_INDEX",
                 )
             },
         }
@@ -360,6 +374,7 @@ class LocalStack:
                 self.options.aliases,
             ),
             "FULGURITE_DATA_DIR": str(self.data),
+            "FULGURITE_CONSOLE_INDEX": str(self.data / "console.duckdb"),
             "FULGURITE_GATEWAY_PORT": str(self._gateway_port),
             "FULGURITE_GATEWAY_URL": self.gateway_url,
             **self.options.environment,
@@ -378,6 +393,7 @@ class LocalStack:
                 prefix=self._gateway_prefix,
             ),
             *self._appliers(),
+            *self._console(),
         ]
 
     def _own_gateway_answers(self) -> bool:
@@ -415,6 +431,26 @@ class LocalStack:
             for name in backends
         ]
 
+    def _console(self) -> list[ProcessSpec]:
+        """The page of what happens. It has the lowest priority: agents and learners come first."""
+        port = self._console_port
+        if port is None:
+            return []
+        return [
+            self._service(
+                "console",
+                "services.console.main",
+                ready=lambda: answers(port, "/healthz"),
+                env={
+                    "FULGURITE_ADMIN_KEY": self.secrets.admin_key,
+                    "FULGURITE_CONSOLE_HOST": LOCALHOST,
+                    "FULGURITE_CONSOLE_PORT": str(port),
+                    "FULGURITE_CONSOLE_TOKENIZER": str(self.serving.model),
+                },
+                prefix=("nice", "-n", "10") if shutil.which("nice") else (),
+            )
+        ]
+
     def _service(
         self,
         name: str,
@@ -433,6 +469,19 @@ class LocalStack:
             ready_timeout_s=READY_TIMEOUT_S,
             restart=self.options.restart,
         )
+
+
+def has_console() -> bool:
+    """Whether the packages of the extra `console` are installed."""
+    return all(find_spec(name) is not None for name in ("duckdb", "nicegui"))
+
+
+def console_port() -> int:
+    """FULGURITE_CONSOLE_PORT; if it is not set, its default, or a free one if that is taken."""
+    named = os.environ.get("FULGURITE_CONSOLE_PORT")
+    if named:
+        return int(named)
+    return CONSOLE_PORT if is_free(CONSOLE_PORT) else free_port()
 
 
 def with_metrics_ports(specs: Iterable[ProcessSpec]) -> list[ProcessSpec]:

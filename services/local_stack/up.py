@@ -112,6 +112,9 @@ def up(
             help="A further argument of vLLM, such as --vllm-arg=--max-num-seqs=64. Repeatable.",
         ),
     ] = None,
+    show_console: Annotated[
+        bool, typer.Option("--console/--no-console", help="Start the console, a page in a browser.")
+    ] = True,
 ) -> None:
     """Start the whole stack on this machine and keep it running until Ctrl-C.
 
@@ -146,6 +149,7 @@ def up(
             policy=policy,
             aliases=tuple(alias or ()),
             vllm=VllmSettings.read(vllm),
+            console=show_console,
         )
         with interrupts_noted(), running(options) as stack:
             _print_instructions(stack)
@@ -220,12 +224,20 @@ In another shell, for agents, the runner and every other `fulgurite` command:
 
   eval "$({command()} env{folder_option(stack.data)})"
 
+{_console_line(stack)}
 Topics, weights and logs are in {stack.data}. Ctrl-C stops everything.
 """,
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _console_line(stack: LocalStack) -> str:
+    """Where the console is, or how to have one."""
+    if stack.console_url is not None:
+        return f"What happens is shown at {stack.console_url}"
+    return "There is no console: --console starts it, where the extra `console` is installed."
 
 
 def _served(stack: LocalStack) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fulgurite.avro.codec import Codec
 from services.console.index.reader import IndexReader
 from services.console.pages.address import Address
 from services.console.pages.tokenizer import Tokenizer, TokenNumbers
@@ -49,6 +50,8 @@ class Asked:
     address: Address
     now_ms: int
     """Unix milliseconds."""
+    codec: Codec = field(default_factory=Codec)
+    """Reads the records that the index keeps as they were."""
     tokenizer: Tokenizer = field(default_factory=TokenNumbers)
     """Knows the text of a token."""
 

@@ -5,8 +5,11 @@ Around NiceGUI, from the outside: compression, security headers, the guard.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +24,7 @@ from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from fulgurite.avro.codec import Codec
 from services.console.pages.access.guard import ASSETS, HEALTH, SIGN_IN, Guard
 from services.console.pages.access.headers import SecurityHeaders
 from services.console.pages.access.sessions import Sessions
@@ -44,6 +48,7 @@ _ICON = (
 def create_app(
     index: Index,
     settings: PageSettings,
+    codec: Codec,
     *,
     views: Sequence[View] = VIEWS,
     actions: Mapping[str, Action] | None = None,
@@ -64,7 +69,7 @@ def create_app(
     )
     app.mount(ASSETS.rstrip("/"), StaticFiles(directory=_FILES))
     tokenizer = open_tokenizer(settings.console_tokenizer)
-    Shell(views, index, sessions, actions or {}, tokenizer, _head()).install()
+    Shell(views, index, sessions, actions or {}, codec, tokenizer, _head()).install()
     cast(Any, ui).run_with(
         app,
         title="Fulgurite",
@@ -82,13 +87,11 @@ def create_app(
     return GZipMiddleware(SecurityHeaders(guarded), minimum_size=1024, compresslevel=5)
 
 
-def server(app: ASGIApp, settings: PageSettings) -> uvicorn.Server:
-    """What serves the application at the console's address: `await server(...).serve()`."""
-    return uvicorn.Server(
+async def serve(app: ASGIApp, listening: socket.socket, stop: asyncio.Event) -> None:
+    """Serve the application until `stop` is set."""
+    server = _Server(
         uvicorn.Config(
             app,
-            host=settings.console_host,
-            port=settings.console_port,
             access_log=False,
             log_config=None,
             server_header=False,
@@ -96,6 +99,39 @@ def server(app: ASGIApp, settings: PageSettings) -> uvicorn.Server:
             timeout_graceful_shutdown=2,
         )
     )
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        server.should_exit = True
+        await serving
+
+
+def listen(settings: PageSettings) -> socket.socket:
+    """Listen at the console's address. Raises ConsoleAddressTaken."""
+    host, port = settings.console_host, settings.console_port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise ConsoleAddressTaken(
+            f"The console cannot listen on {host}:{port}: {error.strerror}. Choose another "
+            "FULGURITE_CONSOLE_PORT or FULGURITE_CONSOLE_HOST."
+        ) from error
+
+
+class ConsoleAddressTaken(Exception):
+    """The console's address cannot be listened on."""
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to the process."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
 
 
 def _head() -> str:

@@ -17,6 +17,7 @@ from nicegui.client import Client
 from nicegui.element import Element
 from starlette.requests import Request
 
+from fulgurite.avro.codec import Codec
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.console.pages.access.guard import SIGN_IN, session_of
@@ -49,6 +50,7 @@ class Shell:
         index: Index,
         sessions: Sessions,
         actions: Mapping[str, Action],
+        codec: Codec,
         tokenizer: Tokenizer,
         head: str,
     ) -> None:
@@ -56,6 +58,7 @@ class Shell:
         self._index = index
         self._sessions = sessions
         self._actions = actions
+        self._codec = codec
         self._tokenizer = tokenizer
         self._head = head
         self._changes = Changes(index)
@@ -91,7 +94,7 @@ class Shell:
         return page
 
     async def _content(self, view: View, address: Address) -> Sequence[Block]:
-        asked = Asked(self._index, address, now_ms(), self._tokenizer)
+        asked = Asked(self._index, address, now_ms(), self._codec, self._tokenizer)
         try:
             return await asyncio.to_thread(view.content, asked)
         # The edge of a request: its failure is shown to who asked for it.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from fulgurite.avro.codec import Codec
 from fulgurite.calls.transcript import answer_of, body_of, messages_in, text_of
 from fulgurite.enums import PromptKind
 from fulgurite.errors import BrokenDelta, CodecError
@@ -43,9 +42,9 @@ class Turn:
     """Why the texts are not here."""
 
 
-def read_turns(asked: Asked, rows: Sequence[Row], codec: Codec) -> list[Turn]:
+def read_turns(asked: Asked, rows: Sequence[Row]) -> list[Turn]:
     """The turns of calls in their order."""
-    reader = PayloadReader(asked.index, codec)
+    reader = PayloadReader(asked.index, asked.codec)
     turns: list[Turn] = []
     before: dict[str, int] = {}
     for row in rows:

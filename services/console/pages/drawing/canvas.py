@@ -280,7 +280,12 @@ def _filters(block: Filters) -> None:
 def enter(field: Field) -> Element:
     """What a person enters a value in. A choice in a form is applied at once."""
     if not field.choices:
-        return tag("input", type=field.kind, name=field.name, value=field.value, autocomplete="off")
+        given = tag("input", type=field.kind, name=field.name, autocomplete="off")
+
+        given.props["value"] = field.value
+        if field.kind == "number":
+            given.props["step"] = "any"
+        return given
     with tag("select", name=field.name) as select:
         select.on("change", js_handler="(event) => event.target.form?.requestSubmit()")
         for value, text in field.choices:

@@ -140,8 +140,8 @@ def filters(address: Address, choices: Sequence[Row]) -> Filters:
             fixed_choice("outcome", "Outcome", "open", "finished", "failed", "timed_out"),
             chosen("failure", "Failure", (("any", "any"), ("none", "none"))),
             chosen("agent", "Role"),
-            Field("above", "Reward from", address.get("above") or ""),
-            Field("below", "Reward to", address.get("below") or ""),
+            Field("above", "Reward from", address.get("above") or "", kind="number"),
+            Field("below", "Reward to", address.get("below") or "", kind="number"),
         ),
         tuple(
             (name, value)

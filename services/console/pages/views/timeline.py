@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from services.common.kafka.codec import make_codec
 from services.console.pages.address import Address, link
 from services.console.pages.blocks import (
     Axis,
@@ -82,7 +81,7 @@ def content(asked: Asked) -> Sequence[Block]:
     calls = asked.rows(_CALLS, rollout_id, attempt)
     page = asked.address.number("page", 1) or 1
     shown = calls[_TURNS * (page - 1) : _TURNS * page]
-    turns = read_turns(asked, shown, make_codec())
+    turns = read_turns(asked, shown)
     actions = {(row["call_id"], row["choice"]): row for row in asked.rows(_ACTIONS, rollout_id)}
     outcomes = {(row["call_id"], row["choice"]): row for row in asked.rows(_OUTCOMES, rollout_id)}
     first = _TURNS * (page - 1) + 1
