@@ -47,7 +47,8 @@ class TokensElement(Element, component="tokens.js"):
 
 def safe_address(address: str | None) -> str | None:
     """An address if it leads to the console itself."""
-    return address if address and address.startswith(_SAFE_START) else None
+    is_own = address and address.startswith(_SAFE_START) and not address.startswith(("//", "/\\"))
+    return address if is_own else None
 
 
 def tag(name: str, text: str | None = None, /, classes: str = "", **props: object) -> Element:
