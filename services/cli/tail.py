@@ -22,13 +22,13 @@ from services.cli.event_lines import line_of
 from services.common.blobs.blob_store import readable
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import Record
-from services.common.kafka.event_json import event_json
 from services.common.kafka.log_follower import LogFollower
 from services.common.kafka.logged_calls import expanded_calls
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import topic_names
 from services.common.runtime.escaping import escaped, escaped_json
+from services.common.runtime.event_json import event_json
 from services.common.runtime.interrupts import interrupts_noted
 from services.common.runtime.logs import hidden
 from services.replay.errors import BadArgument, NotFound

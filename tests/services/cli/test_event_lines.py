@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fulgurite.events import EVENT_TYPES, Choice, Event
 from fulgurite.untrusted_json import encoded
 from services.cli.event_lines import line_of
-from services.common.kafka.event_json import event_json
+from services.common.runtime.event_json import event_json
 from tests.contract.strategies import events
 from tests.synthetic import make_call, make_declared
 
