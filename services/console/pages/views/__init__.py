@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from services.console.pages.view import View
-from services.console.pages.views import funnel, group, ledger, now, rollouts, runs, step, timeline
+from services.console.pages.views import (
+    agents,
+    dead_letters,
+    feedback,
+    funnel,
+    group,
+    ledger,
+    now,
+    prompts,
+    rewards,
+    rollouts,
+    routes,
+    runs,
+    step,
+    timeline,
+    versions,
+)
 
 VIEWS: tuple[View, ...] = (
     now.VIEW,
@@ -11,7 +27,14 @@ VIEWS: tuple[View, ...] = (
     step.VIEW,
     funnel.VIEW,
     ledger.VIEW,
+    rewards.VIEW,
+    versions.VIEW,
     rollouts.VIEW,
     timeline.VIEW,
     group.VIEW,
+    agents.VIEW,
+    feedback.VIEW,
+    routes.VIEW,
+    prompts.VIEW,
+    dead_letters.VIEW,
 )
