@@ -20,6 +20,7 @@ from services.common.runtime.process_secrets import hide_from_other_processes
 from services.console.index.errors import IndexFailed
 from services.console.index.service import IndexService
 from services.console.index.settings import IndexSettings
+from services.console.operator import operator_actions
 from services.console.pages.reading import LiveIndex
 from services.console.pages.server import ConsoleAddressTaken, create_app, listen, serve
 from services.console.pages.settings import PageSettings
@@ -33,7 +34,7 @@ async def run(settings: IndexSettings, pages: PageSettings, kafka: KafkaSettings
     await asyncio.to_thread(check_topics, kafka)
     codec = make_codec()
     index = await asyncio.to_thread(IndexService, settings, kafka, codec)
-    app = create_app(LiveIndex(index.reader), pages, codec)
+    app = create_app(LiveIndex(index.reader), pages, codec, actions=operator_actions(kafka))
     stop = asyncio.Event()
     index.start()
     serving = asyncio.create_task(serve(app, listening, stop))

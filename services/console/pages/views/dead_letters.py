@@ -130,10 +130,8 @@ def chosen_letter(asked: Asked, name: str) -> list[Block]:
     row = asked.row(_ONE, name)
     if not row:
         return [Notice(f"There is no dead letter {name}.", "warning")]
-    codec = Codec()
-    record = PayloadReader(asked.index, codec).record(
-        DEAD_LETTERS.name, row["partition"], row["offset"]
-    )
+    payloads = PayloadReader(asked.index, asked.codec)
+    record = payloads.record(DEAD_LETTERS.name, row["partition"], row["offset"])
     lost = count(row["actions"], "training action")
     return [
         Heading(
@@ -142,7 +140,7 @@ def chosen_letter(asked: Asked, name: str) -> list[Block]:
             f"{size(row['bytes'])}; {lost} lost with it",
         ),
         Text(row["error"], "Error"),
-        Text(event_text(codec, record), "Event", folded=True),
+        Text(event_text(asked.codec, record), "Event", folded=True),
         Notice("The same in a terminal:", commands=(f"fulgurite dlq show {row['event_id']}",)),
         Buttons((redrive_one(row),)),
     ]
