@@ -2,9 +2,10 @@
 
 The folder appears only when it is complete; one that a copy or a restore left incomplete is
 refused. It has the trainer's tensors, or those of an earlier step and the batches of the steps
-since, to make these again (`services.learner.redo`). The order of every step is: checkpoint,
-update, ledger. The checkpoint holds the events that are still to be published, so a learner that
-dies in between publishes them when it resumes.
+since, to make these again (`services.learner.redo`). Tensors may be written beside the loop, into a
+folder that becomes part of a checkpoint when they are complete. The order of every step is:
+checkpoint, update, ledger. The checkpoint holds the events that are still to be published, so a
+learner that dies in between publishes them when it resumes.
 """
 
 from __future__ import annotations
@@ -79,17 +80,35 @@ class CheckpointStore:
                 trainer.mkdir()
                 save(trainer)
             elif before is not None:
-                # Hard links: the files did not change, so nothing is copied.
                 for name in ("trainer", "batches"):
-                    if (before / name).is_dir():
-                        shutil.copytree(before / name, part / name, copy_function=os.link)
+                    _link(before / name, part / name)
             if save_batch is not None:
                 batches.mkdir(exist_ok=True)
                 save_batch(batches / f"{state.step:08d}.safetensors")
-            state = msgspec.structs.replace(state, files=_sizes(trainer), batches=_sizes(batches))
-            (part / "state.json").write_bytes(msgspec.json.encode(state))
-        for old in self._all()[:-_KEEP]:
-            shutil.rmtree(old)
+            _write_state(part, state)
+        self._remove_old()
+
+    def folder_beside(self, step: int) -> Path:
+        """Make a folder, in no checkpoint yet, for tensors that are written beside the loop."""
+        folder = self.folder / f".{step:08d}.tensors.part"
+        folder.mkdir()
+        return folder
+
+    def adopt(self, tensors: Path, step: int, serial: int) -> None:
+        """Make a checkpoint of the newest one with the tensors of a step that `folder_beside` has;
+        batches up to that step are no longer needed.
+        """
+        found = self.latest()
+        assert found is not None, "a step's batch is in a checkpoint before its tensors are"
+        with complete_folder(self.folder / f"{serial:08d}", durable=self._durable) as part:
+            _link(tensors, part / "trainer")
+            for batch in self.batches():
+                if int(batch.stem) > step:
+                    (part / "batches").mkdir(exist_ok=True)
+                    os.link(batch, part / "batches" / batch.name)
+            _write_state(part, msgspec.structs.replace(found[0], serial=serial))
+        shutil.rmtree(tensors)
+        self._remove_old()
 
     def latest(self) -> tuple[CheckpointState, Path | None] | None:
         """Return the newest checkpoint's state and its trainer folder; None without a checkpoint.
@@ -116,12 +135,29 @@ class CheckpointStore:
         newest = self._newest()
         return sorted((newest / "batches").glob("*")) if newest else []
 
+    def _remove_old(self) -> None:
+        for old in self._all()[:-_KEEP]:
+            shutil.rmtree(old)
+
     def _newest(self) -> Path | None:
         found = self._all()
         return found[-1] if found else None
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*"))
+
+
+def _link(folder: Path, target: Path) -> None:
+    """Have a folder's files in another, too, if it exists. As hard links: nothing is copied."""
+    if folder.is_dir():
+        shutil.copytree(folder, target, copy_function=os.link)
+
+
+def _write_state(part: Path, state: CheckpointState) -> None:
+    """Write the state of a checkpoint whose other files are there."""
+    sizes = {"files": _sizes(part / "trainer"), "batches": _sizes(part / "batches")}
+    state = msgspec.structs.replace(state, **sizes)
+    (part / "state.json").write_bytes(msgspec.json.encode(state))
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -415,8 +415,8 @@ class CheckpointConfig(Section):
     """What a learner resumes from."""
 
     every_steps: int = Field(default=1, ge=1)
-    """Write weights and optimizer after every so many steps. A checkpoint between has the batches
-    instead, and a resumed learner makes these steps again."""
+    """Write weights and optimizer after every so many steps, beside the loop. Until they are
+    written, checkpoints have the batches instead, and a resumed learner makes these steps again."""
     resume_from: str | None = None
     """Version of an older checkpoint to go on from, such as `policy@1.7`, where the log knows later
     ones; what those generated is stale. Without it such a checkpoint is refused."""

@@ -142,6 +142,7 @@ class Learner:
         """Read and train until stopped. Raises LearnerError, LogUnavailable."""
         while not self._stopping:
             liveness.beat()
+            self._versions.write_tensors_beside()
             # What is ready to be trained is not read past: a long topic would fill the memory.
             if not self.batcher.has_batch(self.version):
                 self._read()

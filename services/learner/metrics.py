@@ -60,8 +60,8 @@ METRICS: Mapping[str, str] = {
     "seconds/prepare": "Seconds in which the batch was made",
     "seconds/train": "Seconds in the trainer",
     "seconds/export": "Seconds in which the version was written",
-    "seconds/checkpoint": "Seconds in which checkpoints were written since the update before, its "
-    "own included",
+    "seconds/checkpoint": "Seconds that the loop spent on checkpoints since the update before, its "
+    "own included; weights and optimizer are written beside it",
     "seconds/publish": "Seconds in which events were published, in the same span",
     "train_seconds": "Seconds of the batch's optimizer steps",
     "step_seconds": "Seconds from the batch to its version",

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
 from confluent_kafka import TopicPartition
 
 from fulgurite.avro.codec import Codec
@@ -138,14 +139,16 @@ class PolicyLog:
     def publish(self, events: Sequence[Event]) -> None:
         """Publish updates, dead letters and ledger entries in order.
 
-        Every other event is acknowledged before the entries after it are sent.
+        An update's time is that at which it is published. Every other event is acknowledged before
+        the entries after it are sent.
         """
         entries: list[LedgerEntry] = []
         for event in events:
             if isinstance(event, PolicyUpdate):
                 self._publish_entries(entries)
                 entries = []
-                self._producer.publish_sync(POLICY_UPDATES, event.policy, event)
+                published = msgspec.structs.replace(event, event_time=now_ms())
+                self._producer.publish_sync(POLICY_UPDATES, event.policy, published)
             elif isinstance(event, DeadLetter):
                 for key, part in addressed(event):
                     self._producer.publish_sync(DEAD_LETTERS, key, part)

@@ -10,28 +10,78 @@ wrote. Frozen parameters are the base model's and are left out. Nothing is a pic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
 )
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.fsdp import FSDPModule
 
 from services.learner.errors import CheckpointForeign
 
 _MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random."
 
+_FILE_BYTES = 256 * 2**20
+"""About as much goes into one file, of all processes together."""
+
 
 def save_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Write a module's trained parameters, its optimizer's state and the random state."""
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    save(_tensors(module, optimizer), storage_writer=writer)
+    tensors = _tensors(module, optimizer)
+    save(tensors, storage_writer=_writer(folder, tensors))
+
+
+def begin_to_save(
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    group: dist.ProcessGroup,
+    *,
+    copied: bool,
+) -> Future[Any]:
+    """Write what `save_tensors` writes in a thread.
+
+    `group`: of all processes, on CPUs, which nobody else uses meanwhile. `copied`: copy it into the
+    host's memory first; otherwise nobody may change it meanwhile. Returns what ends, or fails, with
+    the writing.
+    """
+    tensors = _tensors(module, optimizer)
+    writing = async_save(
+        tensors,
+        storage_writer=_writer(folder, tensors),
+        async_stager=None if copied else _InPlace(),
+        process_group=group,
+    )
+    return cast("Future[Any]", writing)
+
+
+class _InPlace(AsyncStager):
+    """Has tensors written from where they are."""
+
+    _synchronize_after_execute = False
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return state_dict
+
+
+def _writer(folder: Path, tensors: Mapping[str, torch.Tensor]) -> HuggingFaceStorageWriter:
+    """Writes several files: the writer has a copy of a whole file in memory."""
+    files: dict[str, int] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        files[name] = 1 + size // _FILE_BYTES
+        size += tensor.numel() * tensor.element_size()
+    return HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=files, save_distributed=True)
 
 
 def load_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:

@@ -237,6 +237,14 @@ class Trainer:
         """Write trained weights, optimizer and random state as safetensors."""
         self.workers.save(folder)
 
+    def begin_to_save(self, folder: Path) -> None:
+        """Begin what `save` does with what is there now, and return; one at a time."""
+        self.workers.begin_to_save(folder)
+
+    def is_saved(self, *, wait: bool = False) -> bool:
+        """Whether the last `begin_to_save` has ended; `wait` for it. Raises what it raised."""
+        return self.workers.is_saved(wait=wait)
+
     def load(self, folder: Path) -> None:
         """Read what `save` wrote. Raises CheckpointForeign if it is of another model."""
         self.workers.load(folder)

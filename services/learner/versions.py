@@ -3,13 +3,15 @@ acquires an epoch, and writes checkpoints, weights and updates.
 
 Of every version the order is: checkpoint, `policy.updates`, `training.ledger`. The checkpoint holds
 the events that are still to be published; a process that dies in between publishes them when it
-resumes.
+resumes. Nobody waits for weights and optimizer to be written: the checkpoint has the step's batch,
+and they are written beside the loop once the version is published.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -53,7 +55,7 @@ class HasWeights(Protocol):
 
     def export(self, path: Path) -> None:
         """Write the weights as safetensors, under Hugging Face's or PEFT's names; an adapter's
-        configuration beside them.
+        configuration beside them. Or in several files beside, with an index.
         """
         ...
 
@@ -61,9 +63,24 @@ class HasWeights(Protocol):
         """Write weights, optimizer and random state."""
         ...
 
+    def begin_to_save(self, folder: Path) -> None:
+        """Begin what `save` does with what is there now, and return; one at a time."""
+        ...
+
+    def is_saved(self, *, wait: bool = False) -> bool:
+        """Whether the last `begin_to_save` has ended; `wait` for it. Raises what it raised."""
+        ...
+
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
         ...
+
+
+class _Beside(NamedTuple):
+    """Tensors that are written beside the loop."""
+
+    step: int
+    folder: Path
 
 
 class Progress(NamedTuple):
@@ -113,6 +130,9 @@ class PolicyVersions:
         self.lineage = lineage_of(self.version, ())
         """What the version descends from."""
         self._serial = 0
+        self._beside: _Beside | None = None
+        self._is_due = False
+        """Whether tensors of the newest version are to be written beside the loop."""
         self.stopwatch = Stopwatch()
         """What the phases take; its owner adds those before the version."""
 
@@ -161,6 +181,7 @@ class PolicyVersions:
 
         The next start may then be with other keys. Raises EpochLost.
         """
+        self._finish_beside()
         found = self._checkpoints.latest()
         if found is None or not self._checkpoints.batches():
             return
@@ -168,6 +189,19 @@ class PolicyVersions:
         self._serial += 1
         state = msgspec.structs.replace(found[0], serial=self._serial)
         self._checkpoints.write(state, self._trainer.save)
+
+    def write_tensors_beside(self) -> None:
+        """Take over tensors that were written beside the loop, and begin with those that are due.
+
+        Raises EpochLost, and what writing has raised.
+        """
+        with self.stopwatch.phase("checkpoint"):
+            self._take_tensors(wait=False)
+            if self._is_due and self._beside is None:
+                self._is_due = False
+                step = self.version.step
+                self._beside = _Beside(step, self._checkpoints.folder_beside(step))
+                self._trainer.begin_to_save(self._beside.folder)
 
     def acquire_epoch(self, offline_method: str | None = None) -> None:
         """Acquire the next epoch, so that no other learner trains the policy. Raises EpochLost."""
@@ -239,10 +273,33 @@ class PolicyVersions:
         """Write a checkpoint that holds the events, publish them, and remove old weights.
 
         `trained`: whether the weights changed since the last checkpoint. `batch`: by what; with it
-        tensors are written every `checkpoint.every_steps` steps only.
+        tensors are written later (`write_tensors_beside`), every `checkpoint.every_steps` steps.
         """
-        self._serial += 1
-        state = CheckpointState(
+        probe = next((e.probe for e in events if isinstance(e, PolicyUpdate) and e.probe), None)
+        with self.stopwatch.phase("checkpoint"):
+            save, save_batch = None, None
+            if trained and batch is not None and probe is not None:
+                save_batch = partial(
+                    write_step,
+                    version=str(self.version),
+                    batch=batch,
+                    probe=probe,
+                    config=self._config,
+                )
+                self._is_due |= self.version.step % self._config.checkpoint.every_steps == 0
+            elif trained:
+                self._finish_beside()
+                save = self._trainer.save
+            self._serial += 1
+            self._checkpoints.write(self._state(events, progress), save, save_batch)
+        with self.stopwatch.phase("publish"):
+            self._policy_log.publish(events)
+        if trained:
+            self.write_tensors_beside()
+            self._prune()
+
+    def _state(self, events: Sequence[Event], progress: Progress) -> CheckpointState:
+        return CheckpointState(
             policy=self._config.policy.name,
             topic=progress.topic,
             topic_id=progress.topic_id,
@@ -255,32 +312,22 @@ class PolicyVersions:
             baselines=dict(progress.baselines),
             pending=tuple(self._codec.encode(event) for event in events),
         )
-        with self.stopwatch.phase("checkpoint"):
-            self._write(state, events, trained=trained, batch=batch)
-        with self.stopwatch.phase("publish"):
-            self._policy_log.publish(events)
-        if trained:
-            self._prune()
 
-    def _write(
-        self,
-        state: CheckpointState,
-        events: Sequence[Event],
-        *,
-        trained: bool,
-        batch: Batch | None,
-    ) -> None:
-        if not trained:
-            self._checkpoints.write(state, None)
+    def _finish_beside(self) -> None:
+        """Have nothing written beside the loop that would come after tensors that are newer."""
+        self._take_tensors(wait=True)
+        self._is_due = False
+
+    def _take_tensors(self, *, wait: bool) -> None:
+        """Make a checkpoint with the tensors that were written beside the loop, if they are."""
+        beside = self._beside
+        if beside is None or not self._trainer.is_saved(wait=wait):
             return
-        probe = next((e.probe for e in events if isinstance(e, PolicyUpdate) and e.probe), None)
-        is_between = state.step % self._config.checkpoint.every_steps != 0
-        if batch is None or probe is None or not is_between:
-            self._checkpoints.write(state, self._trainer.save)
-            return
-        self._checkpoints.write(
-            state, None, lambda path: write_step(path, state.version, batch, probe, self._config)
-        )
+        self._beside = None
+        self._policy_log.check_epoch()
+        self._serial += 1
+        self._checkpoints.adopt(beside.folder, beside.step, self._serial)
+        logger.info("weights and optimizer were written", step=beside.step)
 
     def _prune(self) -> None:
         """Remove old weights, by the routes as they are now."""

@@ -1,5 +1,5 @@
-"""The learner, standing still at a named point of its second batch: `python -m
-tests.integration.paused_learner POINT MARKER`.
+"""The learner, standing still at a named point of its second batch (`before_tensors`: of its first
+tensors): `python -m tests.integration.paused_learner POINT MARKER`.
 
 It writes the file MARKER when it gets there, and waits to be killed; of several workers (`in_step`)
 only one stands still, whose process id is in the file, and the others wait for it. The learner itself knows
@@ -22,7 +22,7 @@ from services.learner.checkpoint import CheckpointStore
 from services.learner.engine.cpu_platform import select
 from services.learner.policy_log import PolicyLog
 
-POINTS = ("before_checkpoint", "before_publish", "after_publish", "in_step")
+POINTS = ("before_checkpoint", "before_publish", "after_publish", "before_tensors", "in_step")
 
 _BATCH = 2
 
@@ -63,6 +63,12 @@ def arm(point: str, marker: Path) -> None:
 
     if point == "before_checkpoint":
         CheckpointStore.write = wrapped(CheckpointStore.write, before=True)
+    elif point == "before_tensors":
+
+        def standing(*_: Any, **__: Any) -> None:
+            stand_still()
+
+        CheckpointStore.adopt = standing
     elif point == "in_step":
         # Whoever imports verl must have chosen the platform.
         select("cpu")

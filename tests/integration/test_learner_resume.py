@@ -192,6 +192,7 @@ def test_a_killed_learner_resumes(
     learner.wait(marker.exists, point)
     assert learner.end(signal.SIGKILL) == -signal.SIGKILL
     assert learner.versions() == in_log_when_killed
+    killed_at = 1_000 * time.time()
 
     learner.start("services.learner.main", every_steps=every_steps)
     learner.wait(
@@ -216,6 +217,8 @@ def test_a_killed_learner_resumes(
     assert [update.parent_version for update in trained] == ["policy@0.0", *versions[:-1]]
     assert sum(update.trained_actions for update in trained) == len(ACTIONS)
     for update in trained:
+        was_in_log = update.version in in_log_when_killed
+        assert (update.event_time < killed_at) == was_in_log, "the time is that of publication"
         assert update.artifact is not None
         assert update.probe is not None
         path = Path(unquote(urlparse(update.artifact.uri).path))
@@ -233,7 +236,38 @@ def test_a_killed_learner_resumes(
     assert learner.process is not None
     again = learner.process.log.read_text().count("making a step again")
     in_checkpoint = 1 if point == "before_checkpoint" else 2
-    assert again == (0 if every_steps == 1 else in_checkpoint)
+    # Tensors after each step are written beside the loop, and may be complete or not.
+    assert again in (range(in_checkpoint + 1) if every_steps == 1 else [in_checkpoint])
+
+
+def test_a_learner_killed_before_its_tensors_are_complete_makes_its_steps_again(
+    learner: Learner,
+) -> None:
+    marker = learner.folder / "reached"
+    learner.publish(ROWS)
+    learner.start("tests.integration.paused_learner", "before_tensors", str(marker))
+    learner.wait(marker.exists, "the first tensors are written")
+    assert learner.end(signal.SIGKILL) == -signal.SIGKILL
+    before = learner.versions()
+    assert before == [f"policy@1.{step}" for step in range(1, len(before) + 1)]
+    assert len(before) > 0, "a version is published before its tensors are in a checkpoint"
+    stored = CheckpointStore(learner.folder, "policy")
+    found = stored.latest()
+    assert found is not None
+    assert (found[1], len(stored.batches())) == (None, len(before))
+
+    learner.start("services.learner.main")
+    learner.wait(
+        lambda: len({entry.group_id for entry in learner.entries()}) == GROUPS,
+        "every group settled",
+    )
+    assert learner.end(signal.SIGTERM) == 0
+    assert learner.versions() == [*before, *(f"policy@2.{n}" for n in range(len(before) + 1, 4))]
+    trained = Counter(action for entry in learner.entries() for action in entry.actions)
+    assert trained == dict.fromkeys(ACTIONS, 1)
+    assert learner.process is not None
+    assert learner.process.log.read_text().count("making a step again") == len(before)
+    assert stored.batches() == []
 
 
 def test_a_killed_learner_of_an_adapter_resumes(learner: Learner) -> None:

@@ -100,6 +100,14 @@ class RayWorkers:
         """See ForestWorker."""
         self._waited_for(lambda: self._group.save(folder))
 
+    def begin_to_save(self, folder: Path) -> None:
+        """See ForestWorker."""
+        self._waited_for(lambda: self._group.begin_to_save(folder))
+
+    def is_saved(self, *, wait: bool = False) -> bool:
+        """See ForestWorker; of all of them."""
+        return all(self._waited_for(lambda: self._group.is_saved(wait=wait)))
+
     def load(self, folder: Path) -> None:
         """See ForestWorker."""
         self._waited_for(lambda: self._group.load(folder))

@@ -46,6 +46,14 @@ class Workers(Protocol):
         """Write trained weights, optimizer and random state."""
         ...
 
+    def begin_to_save(self, folder: Path) -> None:
+        """Begin what `save` does with what is there now, and return; one at a time."""
+        ...
+
+    def is_saved(self, *, wait: bool = False) -> bool:
+        """Whether the last `begin_to_save` has ended; `wait` for it. Raises what it raised."""
+        ...
+
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, of any number of workers. Raises CheckpointForeign."""
         ...

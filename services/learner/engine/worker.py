@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from concurrent import futures
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -41,7 +43,7 @@ from services.learner.adapter import write_config
 from services.learner.config import RunConfig
 from services.learner.engine.forest_engine import ForestEngine
 from services.learner.errors import TrainingError
-from services.learner.tensors import load_tensors, save_tensors
+from services.learner.tensors import begin_to_save, load_tensors, save_tensors
 from services.learner.train_row import without_frames
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -70,6 +72,10 @@ class ForestWorker(TrainingWorker):
         self._is_adapter = config.policy.weights.train == "lora"
         needs_reference = config.algorithm.kl > 0 and not self._is_adapter
         self._reference = self._new_engine() if needs_reference else None
+        # Of its own: a step may need the other one while a checkpoint is written.
+        self._saving_group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
+        self._saving: Future[Any] | None = None
+        self._is_on_cpu = device == "cpu"
 
     @property
     def module(self) -> torch.nn.Module:
@@ -102,6 +108,9 @@ class ForestWorker(TrainingWorker):
         """See TrainingWorker. A step that is refused, by all workers alike, is an `error` among the
         metrics: it then crosses from process to process as what it is.
         """
+        if self._saving is not None and self._is_on_cpu:
+            # What is being written are the weights themselves.
+            futures.wait([self._saving])
         try:
             return super().train_batch(data)
         except TrainingError as error:
@@ -145,6 +154,25 @@ class ForestWorker(TrainingWorker):
     def save(self, folder: Path) -> None:
         """Write trained weights, optimizer and random state into a folder that all share."""
         save_tensors(self.module, self.optimizer, folder)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def begin_to_save(self, folder: Path) -> None:
+        """Begin what `save` does, and return; one at a time. On a GPU it is done with a copy in the
+        host's memory, on a CPU the next step waits for it.
+        """
+        self._saving = begin_to_save(
+            self.module, self.optimizer, folder, self._saving_group, copied=not self._is_on_cpu
+        )
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def is_saved(self, *, wait: bool = False) -> bool:
+        """Whether the last `begin_to_save` has ended; `wait` for it. Raises what it raised."""
+        saving = self._saving
+        if saving is None or not (wait or saving.done()):
+            return saving is None
+        self._saving = None
+        saving.result()
+        return True
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load(self, folder: Path) -> None:

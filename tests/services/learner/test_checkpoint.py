@@ -102,3 +102,30 @@ def test_batches_stay_until_the_next_tensors(store: CheckpointStore) -> None:
         store.latest()
     store.write(state(6), tensors)
     assert store.batches() == []
+
+
+def test_tensors_written_beside_the_loop_replace_the_batches_up_to_their_step(
+    store: CheckpointStore,
+) -> None:
+    for serial in (3, 4):
+        store.write(state(serial), None, lambda path: path.write_bytes(b"batch"))
+    beside = store.folder_beside(3)
+    (beside / "new.bin").write_bytes(bytes(7))
+    found = store.latest()
+    assert found is not None
+    assert "new.bin" not in found[0].files, (
+        "they are part of no checkpoint before they are complete"
+    )
+    store.adopt(beside, 3, 5)
+    found = store.latest()
+    assert found is not None
+    assert (found[0].version, found[0].serial) == ("policy@1.4", 5)
+    assert found[0].files == {"new.bin": 7}
+    assert [path.name for path in store.batches()] == ["00000004.safetensors"]
+    assert not beside.exists()
+
+
+def test_what_a_killed_learner_was_writing_is_removed(tmp_path: Path) -> None:
+    killed = CheckpointStore(tmp_path, "policy", durable=False)
+    killed.folder_beside(1)
+    assert list(CheckpointStore(tmp_path, "policy", durable=False).folder.iterdir()) == []

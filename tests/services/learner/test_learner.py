@@ -153,6 +153,12 @@ class Trainer:
     def save(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
 
+    def begin_to_save(self, folder: Path) -> None:
+        self.save(folder)
+
+    def is_saved(self, *, wait: bool = False) -> bool:
+        return True
+
     def load(self, folder: Path) -> None:
         pass
 

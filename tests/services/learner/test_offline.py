@@ -245,6 +245,12 @@ class Recorder:
         folder.mkdir(exist_ok=True)
         (folder / "tensors").write_bytes(b"tensors")
 
+    def begin_to_save(self, folder: Path) -> None:
+        self.save(folder)
+
+    def is_saved(self, *, wait: bool = False) -> bool:
+        return True
+
     def load(self, folder: Path) -> None:
         self.did.append("load")
 

@@ -103,6 +103,71 @@ def test_a_resumed_learner_has_the_weights_of_one_that_never_stopped(
     assert log.versions() == {f"policy@{1 if step <= before else 3}.{step}" for step in range(1, 9)}
 
 
+class SlowDisk(Remembers):
+    """Writes its weight only when somebody waits for it, or while it has made so many steps."""
+
+    def __init__(self, steps: int = 0) -> None:
+        super().__init__()
+        self._writes_after = steps
+        self._writing: tuple[Path, int] | None = None
+
+    def begin_to_save(self, folder: Path) -> None:
+        assert self._writing is None, "one at a time"
+        self._writing = folder, self.weight
+
+    def is_saved(self, *, wait: bool = False) -> bool:
+        if not (wait or len(self.steps) == self._writes_after):
+            return False
+        assert self._writing is not None
+        folder, weight = self._writing
+        self._writing = None
+        (folder / "weight").write_text(str(weight))
+        return True
+
+
+def learn_slowly(
+    tmp_path: Path, made: SlowDisk, *, killed: bool
+) -> tuple[SlowDisk, loop.PolicyLogInMemory]:
+    """Four steps with tensors after each; the trainer, and what was published."""
+    events = [row for group in range(1, 5) for row in loop.rows_of(group, [1.0, 0.0])]
+    learner, log = loop.learner_of(tmp_path, made, events)
+    if killed:
+        cast("Any", learner)._source.at_end = die
+        with pytest.raises(Killed):
+            learner.run()
+    else:
+        learner.run()
+    log.updates = [event for event in log.published if isinstance(event, PolicyUpdate)]
+    return made, log
+
+
+@pytest.mark.parametrize(
+    ("writes_after", "calls"),
+    [
+        (0, ["train 1", "train 2", "train 3", "train 4"]),
+        (1, ["load", "train 2", "train 3", "train 4"]),
+        # Those of step 1 are complete when step 3 is made, those of step 3 right after.
+        (3, ["load", "train 4"]),
+        (4, ["load"]),
+    ],
+)
+def test_versions_are_published_while_tensors_are_written(
+    tmp_path: Path, writes_after: int, calls: list[str]
+) -> None:
+    killed, log = learn_slowly(tmp_path, SlowDisk(writes_after), killed=True)
+    assert log.versions() == {f"policy@1.{step}" for step in range(1, 5)}
+    resumed = SlowDisk()
+    loop.learner_of(tmp_path, resumed, [], log=log)
+    assert (resumed.calls, resumed.weight) == (calls, killed.weight)
+
+
+def test_a_learner_that_is_stopped_waits_for_its_tensors(tmp_path: Path) -> None:
+    stopped, log = learn_slowly(tmp_path, SlowDisk(), killed=False)
+    resumed = SlowDisk()
+    loop.learner_of(tmp_path, resumed, [], log=log)
+    assert (resumed.calls, resumed.weight) == (["load"], stopped.weight)
+
+
 def test_a_step_that_comes_out_otherwise_stops_the_learner(tmp_path: Path) -> None:
     _, log = trained_on(tmp_path, [1, 2])
 

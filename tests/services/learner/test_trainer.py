@@ -526,6 +526,25 @@ def test_a_loaded_trainer_goes_on_as_the_saved_one(tmp_path: Path, dtype: str) -
         assert one[name] == pytest.approx(other[name], rel=1e-6), name
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_is_saved_beside_the_loop_is_what_was_there_when_it_began(
+    tmp_path: Path, *, copied: bool
+) -> None:
+    saved, loaded = (trainer(optimizer={"lr": 1e-2}) for _ in range(2))
+    # On a CPU the next step waits, as a copy on a GPU's host need not.
+    worker_of(saved)._is_on_cpu = not copied  # pyright: ignore[reportPrivateUsage]
+    rows = sampled(saved, batch())
+    step(saved, rows)
+    then = {name: value.clone() for name, value in weights(saved).items()}
+    assert saved.is_saved(), "nothing was begun"
+    saved.begin_to_save(tmp_path)
+    step(saved, rows)
+    assert saved.is_saved(wait=True)
+    loaded.load(tmp_path)
+    assert all(torch.equal(value, weights(loaded)[name]) for name, value in then.items())
+    assert not torch.equal(*(next(iter(found.values())) for found in (then, weights(saved))))
+
+
 def test_what_the_run_says_counts_after_a_resume_not_what_was_saved(tmp_path: Path) -> None:
     saved = trainer(optimizer={"lr": 1e-2})
     rows = sampled(saved, batch())
