@@ -280,9 +280,9 @@ class PolicyApplier:
         if artifact is None:
             raise BadArtifact(f"the update {version} in policy.updates names no weights")
         weights = find(artifact)
-        await self._engine.read_ahead(str(weights.path))
+        await self._engine.read_ahead(str(weights.engine_path))
         await asyncio.to_thread(check, weights)
-        return weights.path
+        return weights.engine_path
 
     async def _difference(self, version: Version) -> float | None:
         return await difference(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from fulgurite.events import PolicyUpdate
 from services.common.policies.route_targets import BadTarget, weights_path
+from services.common.runtime import weights_index
 from services.learner.files import complete_folder, sha256
 
 
@@ -25,14 +27,27 @@ def pull(update: PolicyUpdate, target: Path) -> list[Path]:
     assert update.artifact is not None
     with complete_folder(target.absolute()) as part:
         shutil.copytree(weights.parent, part, dirs_exist_ok=True)
-        found = sha256(part / weights.name)
-        if found != update.artifact.sha256:
-            raise Damaged(
-                f"{weights} has SHA-256 {found}, but policy.updates names "
-                f"{update.artifact.sha256} for {update.version}: the file was damaged or replaced "
-                "after it was published. Restore it from a backup, or pull another version"
-            )
+        announced = {part / weights.name: update.artifact.sha256}
+        _check(announced, weights.parent, update)
+        if weights.name == weights_index.NAME:
+            try:
+                shards = weights_index.digests(part / weights.name)
+            except weights_index.IndexUnreadable as error:
+                raise Damaged(str(error)) from error
+            _check(shards, weights.parent, update)
     return sorted(path for path in target.rglob("*") if path.is_file())
+
+
+def _check(announced: Mapping[Path, str], source: Path, update: PolicyUpdate) -> None:
+    """Raise Damaged unless copied files have the digests that were published."""
+    for path, digest in announced.items():
+        found = sha256(path)
+        if found != digest:
+            raise Damaged(
+                f"{source / path.name} has SHA-256 {found}, but policy.updates names {digest} for "
+                f"{update.version}: the file was damaged or replaced after it was published. "
+                "Restore it from a backup, or pull another version"
+            )
 
 
 def _source(update: PolicyUpdate) -> Path:

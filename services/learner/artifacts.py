@@ -1,7 +1,8 @@
 """Stores versions on disk, `artifacts/<policy>/<epoch>.<step>/`.
 
 A version with all weights is a Hugging Face folder: `model.safetensors` and all else that the base
-model's folder has (config, tokenizer, chat template). A LoRA adapter is a PEFT folder:
+model's folder has (config, tokenizer, chat template). Several workers write a file each, and
+Hugging Face's index, which has the files' digests too. A LoRA adapter is a PEFT folder:
 `adapter_model.safetensors` and `adapter_config.json`. Both have a manifest. A folder appears only
 when it is complete, and is never changed. `services.learner.retention`
 removes old ones.
@@ -18,6 +19,7 @@ import msgspec
 from fulgurite.enums import ArtifactFormat
 from fulgurite.events import Artifact
 from fulgurite.versions import Version
+from services.common.runtime import weights_index
 from services.learner.files import complete_folder, remove_parts, sha256
 
 FILES = {
@@ -56,7 +58,8 @@ class ArtifactStore:
     def write(self, version: Version, export: Callable[[Path], None]) -> Artifact:
         """Have `export` write the safetensors file; return its URI, digest and size.
 
-        `export` may write other files beside it.
+        `export` may write other files beside it, or shards and their index instead: then URI and
+        digest are those of the index, and the size is that of all files.
         """
         file = FILES[self._kind]
         target = self.folder / f"{version.epoch}.{version.step}"
@@ -64,10 +67,12 @@ class ArtifactStore:
             if self._kind is ArtifactFormat.full:
                 self._copy_base(part)
             export(part / file)
+            if (part / weights_index.NAME).is_file():
+                file = weights_index.NAME
             artifact = Artifact(
                 uri=(target / file).as_uri(),
                 sha256=sha256(part / file),
-                size=(part / file).stat().st_size,
+                size=sum(weights.stat().st_size for weights in part.glob("*.safetensors")),
                 format=self._kind,
             )
             (part / "manifest.json").write_bytes(

@@ -24,6 +24,7 @@ from verl.single_controller.ray.base import (
 )
 
 from services.common.runtime import logs
+from services.common.runtime.weights_index import write_index
 from services.learner.config import RunConfig
 from services.learner.engine.worker import ForestWorker
 from services.learner.errors import ConfigInvalid, LearnerError, WorkersLost
@@ -48,6 +49,7 @@ class RayWorkers:
         """Raises ConfigInvalid where Ray has fewer devices than the run asks for."""
         engine = config.engine
         self.count = engine.worker_count
+        self._is_adapter = config.policy.weights.train == "lora"
         self._group: Any = None
         self._started_ray = _start_ray(self.count)
         self._pool = RayResourcePool(
@@ -93,8 +95,12 @@ class RayWorkers:
         return self._waited_for(lambda: self._group.infer_reference(data).get())
 
     def export(self, path: Path) -> None:
-        """See ForestWorker."""
-        self._waited_for(lambda: self._group.export(path))
+        """Write the weights: all of a model by all workers at once, a file each, and an index."""
+        if self._is_adapter or self.count == 1:
+            self._waited_for(lambda: self._group.export(path))
+        else:
+            shards = self._waited_for(lambda: self._group.export_shard(path.parent))
+            write_index(path.parent, shards)
 
     def save(self, folder: Path) -> None:
         """See ForestWorker."""

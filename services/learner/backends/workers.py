@@ -39,7 +39,7 @@ class Workers(Protocol):
         ...
 
     def export(self, path: Path) -> None:
-        """Write the weights as safetensors."""
+        """Write the weights as safetensors, or in several files beside with an index."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from concurrent import futures
 from concurrent.futures import Future
 from datetime import timedelta
@@ -39,10 +40,12 @@ from verl.workers.config import (
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine_workers import TrainingWorker
 
+from services.common.runtime.weights_index import Shard
 from services.learner.adapter import write_config
 from services.learner.config import RunConfig
 from services.learner.engine.forest_engine import ForestEngine
 from services.learner.errors import TrainingError
+from services.learner.files import sha256
 from services.learner.tensors import begin_to_save, load_tensors, save_tensors
 from services.learner.train_row import without_frames
 
@@ -131,24 +134,48 @@ class ForestWorker(TrainingWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def export(self, path: Path) -> None:
         """Write the weights as safetensors, see `services.learner.trainer.Trainer.export`."""
-        engine: Any = self.engine
-        parameters, _ = engine.get_per_tensor_param(base_sync_done=self._is_adapter)
-        base = self.model_config.hf_config
-        dtype = engine.compute_dtype if self._is_adapter else base.dtype or torch.bfloat16
         # Every worker gathers every tensor; the first one keeps them.
-        tensors = {
-            name: value.detach().to("cpu", dtype, copy=True).contiguous()
-            for name, value in parameters
-            if self.rank == 0
-        }
+        tensors = {name: self._kept(value) for name, value in self._gathered() if self.rank == 0}
         if self.rank == 0:
             if self._is_adapter:
                 peft_config = cast("Any", self.module).peft_config["default"]
-                write_config(peft_config, base, path.parent)
-            elif base.tie_word_embeddings:
-                tensors.pop("lm_head.weight", None)
+                write_config(peft_config, self.model_config.hf_config, path.parent)
             save_file(tensors, path, metadata={"format": "pt"})
         dist.barrier()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def export_shard(self, folder: Path) -> Shard:
+        """Write this worker's share of the weights into a folder that all share.
+
+        Tensors are whole, and dealt out so that all have about as much to keep and to write.
+        """
+        loads = [0] * dist.get_world_size()
+        tensors: dict[str, torch.Tensor] = {}
+        for name, value in self._gathered():
+            keeper = loads.index(min(loads))
+            loads[keeper] += value.numel()
+            if keeper == self.rank:
+                tensors[name] = self._kept(value)
+        file = f"model-{self.rank + 1:05d}-of-{len(loads):05d}.safetensors"
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        return Shard(file, sha256(folder / file), tuple(tensors), size)
+
+    def _gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of a version, each as all workers have it together."""
+        parameters, _ = cast("Any", self.engine).get_per_tensor_param(
+            base_sync_done=self._is_adapter
+        )
+        is_tied = not self._is_adapter and self.model_config.hf_config.tie_word_embeddings
+        for name, value in parameters:
+            if not (is_tied and name == "lm_head.weight"):
+                yield name, value
+
+    def _kept(self, value: torch.Tensor) -> torch.Tensor:
+        """A copy in the host's memory, in the type that a version has."""
+        base = self.model_config.hf_config.dtype or torch.bfloat16
+        dtype = cast("Any", self.engine).compute_dtype if self._is_adapter else base
+        return value.detach().to("cpu", dtype, copy=True).contiguous()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save(self, folder: Path) -> None:

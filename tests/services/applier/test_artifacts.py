@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from services.applier.errors import (
     LoadBroken,
     ProbeFailed,
 )
+from services.common.runtime.weights_index import NAME, Shard, write_index
 
 CONTENT = b"weights"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -72,6 +74,56 @@ def test_the_base_model_is_one_file_or_the_shards_of_a_known_folder(
         base_weights(tmp_path)
     (tmp_path / "model-00001-of-00002.safetensors").touch()
     assert base_weights(tmp_path) == tmp_path
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    """The index of two shards."""
+    shards: list[Shard] = []
+    for number in (1, 2):
+        file = tmp_path / f"model-0000{number}-of-00002.safetensors"
+        file.write_bytes(f"weights {number}".encode())
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        shards.append(Shard(file.name, digest, (f"layer.{number}",), 4))
+    write_index(tmp_path, shards)
+    return tmp_path / NAME
+
+
+def test_shards_are_checked_against_their_index_and_loaded_as_a_folder(index: Path) -> None:
+    assert json.loads(index.read_text())["weight_map"] == {
+        f"layer.{number}": f"model-0000{number}-of-00002.safetensors" for number in (1, 2)
+    }
+    weights = find(artifact(index.as_uri(), hashlib.sha256(index.read_bytes()).hexdigest()))
+    check(weights)
+    assert weights.engine_path == index.parent
+    (index.parent / "more.safetensors").touch()
+    with pytest.raises(BadArtifact, match=r"more\.safetensors is not in"):
+        check(weights)
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        (NAME, "damaged or replaced"),
+        ("model-00002-of-00002.safetensors", r"00002-of-00002.* damaged or replaced"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_damaged_shard_or_index_is_refused(index: Path, file: str | None, reason: str) -> None:
+    announced = artifact(index.as_uri(), hashlib.sha256(index.read_bytes()).hexdigest())
+    if file is None:
+        (index.parent / "model-00001-of-00002.safetensors").unlink()
+    else:
+        with (index.parent / file).open("ab") as opened:
+            opened.write(b" ")
+    with pytest.raises(BadArtifact, match=reason):
+        check(find(announced))
+
+
+def test_an_index_without_digests_is_refused(index: Path) -> None:
+    index.write_text('{"metadata": {"total_size": 8}, "weight_map": {}}')
+    with pytest.raises(BadArtifact, match="not the index of a learner's shards"):
+        check(find(artifact(index.as_uri(), hashlib.sha256(index.read_bytes()).hexdigest())))
 
 
 def test_what_is_tried_again_and_what_is_not() -> None:

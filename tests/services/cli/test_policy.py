@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fulgurite.enums import ArtifactFormat, UpdateKind
@@ -22,6 +23,7 @@ from services.cli.pull import Damaged, pull
 from services.cli.versions import listed, named_version, shares
 from services.common.policies.route_log import former_targets
 from services.common.policies.route_targets import BadTarget, Published
+from services.common.runtime.weights_index import Shard, write_index
 from services.learner.artifacts import ArtifactStore
 from services.local_stack.model import tiny_model
 from tests.integration.lora_adapter import Adapter
@@ -102,6 +104,31 @@ def test_a_damaged_version_is_not_pulled(version: PolicyUpdate, tmp_path: Path) 
     with pytest.raises(Damaged, match="damaged or replaced"):
         pull(version, tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
+
+
+def test_a_version_in_shards_is_pulled_whole_or_not_at_all(tmp_path: Path) -> None:
+    def export(path: Path) -> None:
+        tensors = load_file(tiny_model() / "model.safetensors")
+        names, shards = sorted(tensors), list[Shard]()
+        for number, some in enumerate((names[:4], names[4:]), 1):
+            file = path.with_name(f"model-0000{number}-of-00002.safetensors")
+            save_file({name: tensors[name] for name in some}, file, metadata={"format": "pt"})
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            shards.append(Shard(file.name, digest, tuple(some), 0))
+        write_index(path.parent, shards)
+
+    store = ArtifactStore(tmp_path / "data", "policy", tiny_model(), durable=False)
+    version = update(1, store.write(parse_version("policy@1.1"), export))
+    pull(version, tmp_path / "mine")
+    mine, base = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict()
+        for path in (tmp_path / "mine", tiny_model())
+    )
+    assert all(torch.equal(mine[name], base[name]) for name in base)
+    shard = store.folder / "1.1" / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(Damaged, match=r"00002-of-00002.*damaged or replaced"):
+        pull(version, tmp_path / "again")
 
 
 def test_what_cannot_be_pulled_says_why(version: PolicyUpdate, tmp_path: Path) -> None:

@@ -12,11 +12,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from fulgurite.versions import Version
+from services.applier.artifacts import check, find
+from services.common.runtime.weights_index import NAME
+from services.learner.artifacts import ArtifactStore
 from services.learner.errors import ConfigInvalid, PolicyDrift, WorkersLost
+from services.local_stack.model import tiny_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -32,6 +40,7 @@ pytestmark = [
 
 # AdamW divides by the size of a gradient, so the rounding of a small one grows with the rate.
 OPTIMIZER = {"lr": 1e-3}
+TOKENS = [5, 17, 99, 3, 64, 12]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,9 +64,13 @@ def workers(count: int, **tables: Any) -> Generator[Trainer]:
 
 
 def exported(of: Trainer, folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a version, in one file or in the shards of several workers."""
     folder.mkdir()
     of.export(folder / "model.safetensors")
-    return load_file(folder / "model.safetensors")
+    files = [load_file(file) for file in folder.glob("*.safetensors")]
+    tensors = {name: tensor for file in files for name, tensor in file.items()}
+    assert len(tensors) == sum(map(len, files)), "each tensor is in one file"
+    return tensors
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -91,6 +104,54 @@ def test_several_workers_make_the_steps_of_one(tmp_path: Path, count: int) -> No
     again, expected = step(resumed, rows), step(alone, rows)
     for name in ("loss", "grad_norm", "entropy"):
         assert again[name] == pytest.approx(expected[name], rel=1e-3), name
+
+
+def test_workers_write_a_version_in_shards_that_every_tool_reads(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, "policy", tiny_model(), durable=False)
+    with workers(2) as several:
+        rows = sampled(several, batch())
+        step(several, rows)
+        artifact = store.write(Version("policy", 1, 1), several.export)
+        expected = several.logprobs(TOKENS)
+    folder = store.folder / "1.1"
+    files = sorted(folder.glob("*.safetensors"))
+    assert [file.name for file in files] == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ]
+    sizes = [file.stat().st_size for file in files]
+    assert max(sizes) < 2 * min(sizes)
+    assert (artifact.uri, artifact.size) == ((folder / NAME).as_uri(), sum(sizes))
+    weights = find(artifact)
+    check(weights)
+    assert weights.engine_path == folder
+    # It is written in bf16.
+    np.testing.assert_allclose(logprobs_of(folder), expected, atol=0.05)
+
+
+def test_workers_write_what_they_resume_from_while_they_go_on(tmp_path: Path) -> None:
+    with workers(2) as several:
+        rows = sampled(several, batch())
+        step(several, rows)
+        expected = several.logprobs(TOKENS)
+        several.begin_to_save(tmp_path)
+        step(several, rows)
+        assert several.is_saved(wait=True)
+        assert several.is_saved()
+        np.testing.assert_raises(
+            AssertionError, np.testing.assert_allclose, several.logprobs(TOKENS), expected
+        )
+    resumed = trainer(optimizer=OPTIMIZER)
+    resumed.load(tmp_path)
+    np.testing.assert_allclose(resumed.logprobs(TOKENS), expected, atol=1e-4)
+
+
+def logprobs_of(folder: Path) -> NDArray[np.float32]:
+    """What a Hugging Face folder says of TOKENS."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        logprobs = torch.log_softmax(model(torch.tensor([TOKENS])).logits[0, :-1], dim=-1)
+    return logprobs[torch.arange(len(TOKENS) - 1), torch.tensor(TOKENS[1:])].numpy()
 
 
 def test_more_workers_than_there_are_devices_are_refused() -> None:
