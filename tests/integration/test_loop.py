@@ -68,25 +68,17 @@ def _environment(stack: LocalStack) -> dict[str, str]:
     }
 
 
-def run_agents(stack: LocalStack, folder: Path) -> dict[str, Any]:
-    """`fulgurite run`, as a user would, until the second version is served; its summary."""
+def run_agents(stack: LocalStack, folder: Path, updates: int = 2) -> dict[str, Any]:
+    """`fulgurite run`, as a user would, until so many versions are served; its summary."""
     (folder / "agent.py").write_text(AGENT)
     (folder / "rewards.py").write_text(REWARDS)
     (folder / "tasks.jsonl").write_text(
         "".join(json.dumps({"question": f"question {n}"}) + "\n" for n in range(12))
     )
     run_fulgurite(
-        *["run", "--tasks", "tasks.jsonl", "-n", "4", "--max-ahead", "2", "--updates", "2"],
-        *[
-            "--reward",
-            "rewards.py:vowels",
-            "--preload",
-            "openai",
-            "--results",
-            "results.json",
-            "--json",
-        ],
-        *("--", sys.executable, "agent.py"),
+        *["run", "--tasks", "tasks.jsonl", "-n", "4", "--max-ahead", "2"],
+        *["--updates", str(updates), "--reward", "rewards.py:vowels", "--preload", "openai"],
+        *["--results", "results.json", "--json", "--", sys.executable, "agent.py"],
         environment=_environment(stack),
         folder=folder,
     )
@@ -276,3 +268,21 @@ def test_the_loop_closes(tmp_path: Path) -> None:
             "what was learned elsewhere is no part of the live policy's books"
         )
         assert (served_version(stack) or "").startswith("policy@"), "nor is it served in its place"
+
+
+@pytest.mark.xdist_group("ray")
+def test_the_loop_closes_with_several_workers(tmp_path: Path) -> None:
+    workers = {
+        **SETTINGS,
+        "FULGURITE__ENGINE__PLACEMENT": "ray",
+        "FULGURITE__ENGINE__WORKERS_PER_NODE": "2",
+    }
+    with LocalStack(
+        StackOptions(data=tmp_path / "data", model=tiny_model(), environment=workers)
+    ) as stack:
+        assert run_agents(stack, tmp_path, updates=1)["updates"] >= 1
+        version = versions_of(stack, "policy")["policy@1.1"]
+        assert version.artifact is not None
+        assert version.artifact.uri.endswith("/model.safetensors.index.json")
+        assert read_books(stack.kafka).remainder == 0
+        assert read_books(stack.kafka).terms["trained"] > 0
