@@ -135,7 +135,9 @@ class ForestWorker(TrainingWorker):
     def export(self, path: Path) -> None:
         """Write the weights as safetensors, see `services.learner.trainer.Trainer.export`."""
         # Every worker gathers every tensor; the first one keeps them.
-        tensors = {name: self._kept(value) for name, value in self._gathered() if self.rank == 0}
+        tensors = {
+            name: self._kept(value) for name, value in self._full_tensors() if self.rank == 0
+        }
         if self.rank == 0:
             if self._is_adapter:
                 peft_config = cast("Any", self.module).peft_config["default"]
@@ -151,7 +153,7 @@ class ForestWorker(TrainingWorker):
         """
         loads = [0] * dist.get_world_size()
         tensors: dict[str, torch.Tensor] = {}
-        for name, value in self._gathered():
+        for name, value in self._full_tensors():
             keeper = loads.index(min(loads))
             loads[keeper] += value.numel()
             if keeper == self.rank:
@@ -161,7 +163,7 @@ class ForestWorker(TrainingWorker):
         size = sum(tensor.nbytes for tensor in tensors.values())
         return Shard(file, sha256(folder / file), tuple(tensors), size)
 
-    def _gathered(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def _full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of a version, each as all workers have it together."""
         parameters, _ = cast("Any", self.engine).get_per_tensor_param(
             base_sync_done=self._is_adapter
