@@ -35,11 +35,11 @@ _MARK_BITS = 40
 _FROM_RFC4648 = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", _ALPHABET.encode())
 _TO_INT = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
 _CORE = r"[0-9a-hjkmnp-tv-z]{26}"
-_ROLLOUT = rf"({_CORE})_(\d{{1,6}})_([0-9a-hjkmnp-tv-z]{{8}})"
+_ROLLOUT = rf"({_CORE})_([0-9]{{1,6}})_([0-9a-hjkmnp-tv-z]{{8}})"
 _GROUP_RE = re.compile(rf"gr_({_CORE})")
 _ROLLOUT_RE = re.compile(rf"ro_{_ROLLOUT}")
 _COMPLETION_RE = re.compile(
-    rf"(?:chatcmpl-|cmpl-|resp_|msg_|embd-)({_ROLLOUT}_(\d{{1,4}})_[0-9a-hjkmnp-tv-z]{{12}})(?:\.(.*))?",
+    rf"(?:chatcmpl-|cmpl-|resp_|msg_|embd-)({_ROLLOUT}_([0-9]{{1,4}})_[0-9a-hjkmnp-tv-z]{{12}})(?:\.(.*))?",
     re.DOTALL,
 )
 _CANONICAL = "chatcmpl-"

@@ -9,8 +9,8 @@ import re
 
 import msgspec
 
-_PATTERN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)@(\d{1,18})\.(\d{1,18})")
-_PROMPT = re.compile(r"prompt@([1-9]\d{0,17})")
+_PATTERN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)@([0-9]{1,18})\.([0-9]{1,18})")
+_PROMPT = re.compile(r"prompt@([1-9][0-9]{0,17})")
 
 
 class MalformedVersion(ValueError):

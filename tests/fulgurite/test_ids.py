@@ -160,6 +160,7 @@ def test_what_is_no_group_is_refused(text: str) -> None:
         "chatcmpl-123",
         "ro_" + "0" * 26 + "_1234567_00000000",
         "ro_" + "0" * 26 + "_0_0000000i",
+        "ro_" + "0" * 26 + "_\u0660_00000000",
     ],
 )
 def test_what_is_no_rollout_is_refused(text: str) -> None:
@@ -169,7 +170,15 @@ def test_what_is_no_rollout_is_refused(text: str) -> None:
         completion_of(text, 0, b"12345", SECRET)
 
 
-@pytest.mark.parametrize("text", ["", "chatcmpl-abc123", "chatcmpl-" + "0" * 26 + "_0_00000000"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "chatcmpl-abc123",
+        "chatcmpl-" + "0" * 26 + "_0_00000000",
+        "chatcmpl-" + "0" * 26 + "_0_00000000_\u0660_000000000000",
+    ],
+)
 def test_what_is_no_completion_is_refused(text: str) -> None:
     with pytest.raises(MalformedId, match="not a completion id"):
         parse_completion(text)

@@ -49,6 +49,7 @@ def test_the_base_model() -> None:
         "policy@1.x",
         "pol icy@1.2",
         "policy@1.2\n",
+        "policy@1.\u0662",
     ],
 )
 def test_what_is_no_version_is_refused(text: str) -> None:

@@ -120,6 +120,29 @@ async def test_a_rollout_that_does_not_exist_is_not_found(gateway: InProcess, ro
     assert unknown(answer, rollout) == (404, "unknown_rollout", True)
 
 
+async def test_an_id_with_the_digits_of_another_script_is_nobodys(gateway: InProcess) -> None:
+    [grant] = (await declare(gateway))["rollouts"]
+    rollout = grant["rollout_id"].replace("_0_", "_\u0660_")
+    completion = completion_of(grant["rollout_id"], 0, b"12345", SECRET).replace("_0_", "_\u0660_")
+    assert unknown(await ask(gateway, f"/v1/rollouts/{rollout}"), rollout) == (
+        404,
+        "unknown_rollout",
+        True,
+    )
+    for named, code in (
+        ({"rollout_id": rollout}, "unknown_rollout"),
+        ({"completion_id": completion}, "unknown_completion"),
+    ):
+        answer = await ask(gateway, "/v1/rewards", {**named, "value": 1}, grant["reward_key"])
+        assert (answer.status, answer.json()["error"]["code"]) == (404, code)
+    body = {"model": "policy", "messages": [], "metadata": {"session_id": rollout}}
+    assert (await ask(gateway, CHAT, body, PLAIN)).status == 404
+    status = await ask(gateway, f"/v1/rollouts/{rollout}/status", {"kind": "finished"})
+    assert status.status == 404
+    follow_up = {"model": "policy", "input": "hi", "previous_response_id": completion}
+    assert (await ask(gateway, "/v1/responses", follow_up, PLAIN)).status == 404
+
+
 async def test_a_reward_for_what_was_never_recorded_needs_allow_unknown(gateway: InProcess) -> None:
     [grant] = (await declare(gateway))["rollouts"]
     completion = completion_of(grant["rollout_id"], 0, b"12345", SECRET)
