@@ -50,7 +50,7 @@ shell: install ## Open a shell with `fulgurite` on the PATH and, where `make up`
 	@export PATH="$(CURDIR)/$(BIN):$$PATH"; exports=$$(fulgurite env 2>/dev/null) && eval "$$exports"; exec "$${SHELL:-bash}"
 
 doctor: ## Say what this machine lacks, and what to do about it.
-	@if [[ -x $(BIN)/fulgurite ]]; then $(BIN)/fulgurite doctor $(ARGS); else python3 services/cli/doctor.py $(ARGS); fi
+	@if [[ -x $(BIN)/fulgurite ]]; then $(BIN)/fulgurite doctor $(ARGS); else python3 -m services.cli.doctor $(ARGS); fi
 
 test: install ## Every test: core (100% of branches), contract, services and integration against real engines: twenty minutes to forty on two cores.
 	@data=$$(mktemp -d); trap 'rm -rf "$$data"' EXIT; \

@@ -1,7 +1,7 @@
 """Defines the command `fulgurite doctor`: checks whether this machine can run the local stack.
 
-It uses only the standard library, so that `make doctor` (`python3 services/cli/doctor.py`) runs
-before anything is installed.
+It uses only the standard library and modules that need no more, so that `make doctor`
+(`python3 -m services.cli.doctor`) runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+from services.common.runtime.cpu import CPUINFO, cpu_flags
 
 GIB = 1 << 30
 MEMORY_NEEDED_GIB = 8
@@ -62,16 +64,12 @@ def check_platform() -> Check:
     )
 
 
-def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
+def check_cpu(cpuinfo: Path = CPUINFO) -> Check:
     """Check for AVX2, which vLLM needs, and for two cores."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    flags = next(
-        (set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")),
-        set[str](),
-    )
+    flags = cpu_flags(cpuinfo)
     known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     found = f"{cores} cores, {', '.join(known) or 'no AVX2'}"
     if "avx2" not in flags:

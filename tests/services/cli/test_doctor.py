@@ -149,9 +149,12 @@ def test_dead_addresses_are_an_exit_code(
 
 
 def test_it_runs_before_anything_is_installed() -> None:
-    script = Path(doctor.__file__)
     done = subprocess.run(
-        [sys.executable, "-I", "-S", str(script)], capture_output=True, text=True, check=False
+        [sys.executable, "-E", "-s", "-S", "-m", "services.cli.doctor"],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode in (0, 1), done.stderr
     assert "platform" in done.stdout
