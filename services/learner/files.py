@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Generator
 from pathlib import Path
 
+from services.common.runtime.disk import sync_to_disk
 from services.learner.errors import CheckpointLocked
 
 
@@ -27,11 +28,11 @@ def complete_folder(target: Path, *, durable: bool = True) -> Generator[Path]:
         yield part
         if durable:
             for path in [*part.rglob("*"), part]:
-                _sync(path)
+                sync_to_disk(path)
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
         if durable:
-            _sync(target.parent)
+            sync_to_disk(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -65,11 +66,3 @@ def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

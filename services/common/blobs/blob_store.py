@@ -27,6 +27,7 @@ from fulgurite.calls.claim_checks import claims_of, digest, extract_pieces, put_
 from fulgurite.errors import BadClaim
 from fulgurite.events import ClaimCheck, Episode, LlmCall
 from services.common.blobs.settings import ClaimSettings
+from services.common.runtime.disk import sync_to_disk
 
 _SHOWN = 500
 """Longest part of a claim's URI in an error, in characters."""
@@ -197,12 +198,4 @@ def _write_complete(path: Path, data: bytes) -> None:
         Path(part).unlink(missing_ok=True)
         raise
     for folder in (path.parent, path.parent.parent):
-        _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_to_disk(folder)

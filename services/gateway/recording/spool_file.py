@@ -12,6 +12,8 @@ import struct
 import zlib
 from pathlib import Path
 
+from services.common.runtime.disk import sync_to_disk
+
 MAGIC = b"FGSPOOL\x01"
 """The last byte is the format's version."""
 
@@ -81,7 +83,7 @@ class Segment:
         finally:
             os.close(descriptor)
         if new:
-            sync_folder(self.path.parent)
+            sync_to_disk(self.path.parent)
         self.size += len(data)
 
     def read_next(self, most: int) -> list[bytes]:
@@ -104,12 +106,3 @@ class Segment:
             self.path.rename(self.path.with_suffix(".torn"))
         else:
             self.path.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the folder's entries are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
