@@ -25,7 +25,12 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 HEAD = (
     "| run | sampled, held out | greedy, held out | updates | seconds from first rollout to last "
-    "update | reward of the rollouts of each version | ledger remainder |"
+    "update | reward of the rollouts of each version | ledger remainder | idle |"
+)
+
+IDLE = (
+    "Idle is the share of the seconds in which no call was in flight and no training step was "
+    "running; – where it was not measured."
 )
 
 
@@ -55,7 +60,7 @@ def main() -> None:
         "# The demo, three seeds and a control",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/demo_runs.py`. "
-        "Intervals are 95 %.",
+        f"Intervals are 95 %. {IDLE}",
         "",
         HEAD,
         "|---" * HEAD.count(" | ") + "|---|",
@@ -108,8 +113,14 @@ def row(name: str, report: dict[str, Any]) -> str:
     seconds = report["first_rollout_to_last_update_s"]
     return (
         f"| {name} | {change(report, 'reward')} | {change(report, 'greedy')} | {report['updates']} "
-        f"| {seconds:.0f} | {curve} | {report['ledger']['remainder']} |"
+        f"| {seconds:.0f} | {curve} | {report['ledger']['remainder']} | {idle(report)} |"
     )
+
+
+def idle(report: dict[str, Any]) -> str:
+    """The idle share; a dash in a report that has none."""
+    share = report.get("idle_share")
+    return "–" if share is None else f"{100 * share:.0f} %"
 
 
 def change(report: dict[str, Any], what: str) -> str:

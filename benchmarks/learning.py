@@ -14,12 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.demo_runs import PROJECT, change, machine, read_report, run
+from benchmarks.demo_runs import IDLE, PROJECT, change, idle, machine, read_report, run
 from services.local_stack.example import read_example
 
 HEAD = (
     "| run | seed | tasks | sampled, held out | greedy, held out | parts, sampled | updates "
-    "| seconds | rollouts | reward of the rollouts of each version | remainder |"
+    "| seconds | rollouts | reward of the rollouts of each version | remainder "
+    "| idle |"
 )
 INTRODUCTION = (
     "Held-out tasks with other numbers than those of training, and with other wordings but for "
@@ -102,7 +103,7 @@ def _page(
         f"# {benchmark.title}",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/{benchmark.name}.py` from "
-        f"the examples in `benchmarks/{benchmark.name}/`. {benchmark.introduction}",
+        f"the examples in `benchmarks/{benchmark.name}/`. {benchmark.introduction} {IDLE}",
         "",
         HEAD,
         "|---" * HEAD.count(" | ") + "|---|",
@@ -141,7 +142,7 @@ def _row(title: str, report_file: Path) -> str:
         f"| {title} | {report_file.parent.name} | {report['held_out']} "
         f"| {change(report, 'reward')} | {change(report, 'greedy')} | {parts} "
         f"| {report['updates']} | {seconds} | {report['rollouts']['declared']} "
-        f"| {curve} | {report['ledger']['remainder']} |"
+        f"| {curve} | {report['ledger']['remainder']} | {idle(report)} |"
     )
 
 

@@ -17,17 +17,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import psutil
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fulgurite.events import Trajectory
+from fulgurite.diagnosis.idle_time import idle_share
+from fulgurite.events import AgentStatus, Event, LlmCall, PolicyUpdate, Trajectory
 from fulgurite.learning.intervals import Estimate
-from fulgurite.topics import LLM_CALLS, TRAJECTORIES
+from fulgurite.topics import AGENT_STATUS, LLM_CALLS, POLICY_UPDATES, TRAJECTORIES, Topic
 from services.cli.ledger import read_books
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
@@ -56,6 +58,8 @@ one, and a step is made on what there is.
 """
 UPDATES = 10
 HELD_OUT = 210
+
+_E = TypeVar("_E", bound=Event)
 
 PARTS = ("kafka", "valkey", "learner", "aggregator", "rewarder", "applier", "gateway", "vllm")
 
@@ -255,14 +259,12 @@ class Demo:
             updates=summary.updates,
             version=summary.version,
             first_rollout_to_last_update_s=summary.first_rollout_to_last_update_s or 0.0,
+            idle_share=read_idle_share(kafka, summary.run_id, summary.version),
             curve=summary.curve,
             updated_at_s=summary.updated_at_s,
             rollouts=summary.counts,
             calls=sum(1 for _ in read_all(kafka, LLM_CALLS, make_codec())),
-            trajectories=sum(
-                isinstance(record.event, Trajectory)
-                for record in read_all(kafka, TRAJECTORIES, make_codec())
-            ),
+            trajectories=sum(1 for _ in _events(kafka, TRAJECTORIES, Trajectory)),
             ledger=read_ledger(kafka),
             phases=phases,
             peak_memory_mib=self._memory.peak_mib,
@@ -305,6 +307,23 @@ def read_ledger(kafka: KafkaSettings) -> LedgerReport:
     """The balance, as `fulgurite ledger` reads it."""
     balance = read_books(kafka)
     return LedgerReport(actions=balance.actions, terms=balance.terms, remainder=balance.remainder)
+
+
+def read_idle_share(kafka: KafkaSettings, run_id: str, last_version: str) -> float | None:
+    """The idle share of a training run, from the log."""
+    return idle_share(
+        run_id,
+        last_version,
+        _events(kafka, AGENT_STATUS, AgentStatus),
+        _events(kafka, LLM_CALLS, LlmCall),
+        _events(kafka, POLICY_UPDATES, PolicyUpdate),
+    )
+
+
+def _events(kafka: KafkaSettings, topic: Topic, kind: type[_E]) -> Iterator[_E]:
+    for record in read_all(kafka, topic, make_codec()):
+        if isinstance(record.event, kind):
+            yield record.event
 
 
 def empty_folder(folder: Path) -> Path:

@@ -58,6 +58,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     updates: int
     version: str
     first_rollout_to_last_update_s: float
+    idle_share: float | None
+    """Share of that time in which no call was in flight and no step was running; None without an
+    update.
+    """
     curve: list[CurvePoint]
     updated_at_s: list[float]
     rollouts: dict[str, int]
@@ -152,7 +156,7 @@ def show(report: Report, console: Console, places: dict[str, Path]) -> None:
     facts.add_row(
         "updates",
         f"{report.updates}, now {report.version}; first rollout to last update "
-        f"{report.first_rollout_to_last_update_s:.0f} s",
+        f"{report.first_rollout_to_last_update_s:.0f} s{_idle(report.idle_share)}",
     )
     facts.add_row("recorded", f"{report.calls} calls, {report.trajectories} trajectories")
     facts.add_row(
@@ -164,6 +168,10 @@ def show(report: Report, console: Console, places: dict[str, Path]) -> None:
     for name, place in places.items():
         facts.add_row(name, str(place))
     console.print(facts)
+
+
+def _idle(share: float | None) -> str:
+    return "" if share is None else f", {share:.0%} of it idle"
 
 
 def _scored(mean: float, interval: Interval) -> str:
