@@ -15,7 +15,7 @@ def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     return next(
         (frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")),
-        frozenset(),
+        frozenset[str](),
     )
 
 

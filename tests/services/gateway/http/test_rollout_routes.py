@@ -135,7 +135,11 @@ async def test_an_id_with_the_digits_of_another_script_is_nobodys(gateway: InPro
     ):
         answer = await ask(gateway, "/v1/rewards", {**named, "value": 1}, grant["reward_key"])
         assert (answer.status, answer.json()["error"]["code"]) == (404, code)
-    body = {"model": "policy", "messages": [], "metadata": {"session_id": rollout}}
+    body: dict[str, Any] = {
+        "model": "policy",
+        "messages": [],
+        "metadata": {"session_id": rollout},
+    }
     assert (await ask(gateway, CHAT, body, PLAIN)).status == 404
     status = await ask(gateway, f"/v1/rollouts/{rollout}/status", {"kind": "finished"})
     assert status.status == 404

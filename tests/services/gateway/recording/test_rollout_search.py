@@ -18,16 +18,14 @@ from services.local_stack.ports import free_port
 from tests.synthetic import make_call
 
 REF = parse_completion(make_call().call_id)
+QUESTIONS: list[tuple[Callable[[RolloutSearch], object], tuple[str, ...]]] = [
+    (lambda search: search.read(REF.rollout), ("status", "rewards", "calls")),
+    (lambda search: search.choices(REF), ("calls",)),
+    (lambda search: search.has_rollout(REF.rollout), ("status", "calls")),
+]
 
 
-@pytest.mark.parametrize(
-    ("ask", "topics"),
-    [
-        (lambda search: search.read(REF.rollout), ("status", "rewards", "calls")),
-        (lambda search: search.choices(REF), ("calls",)),
-        (lambda search: search.has_rollout(REF.rollout), ("status", "calls")),
-    ],
-)
+@pytest.mark.parametrize(("ask", "topics"), QUESTIONS)
 def test_a_log_that_is_away_is_named_by_its_topics_without_its_address(
     monkeypatch: pytest.MonkeyPatch,
     ask: Callable[[RolloutSearch], object],
