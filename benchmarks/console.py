@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from confluent_kafka import Producer, TopicPartition
@@ -140,11 +140,12 @@ def _read(settings: KafkaSettings, use: Callable[[bytes], Any]) -> None:
 def _index(settings: KafkaSettings, codec: Codec, path: Path) -> None:
     writer = IndexWriter(path, codec, settings.topic_prefix, now_ms)
     keep = IndexSettings(retention_days=36_500)
-    follower = LogFollower(settings, codec, writer, keep, now_ms)
+    stop = Event()
+    follower = LogFollower(settings, codec, writer, keep, now_ms, stop)
     thread = Thread(target=follower.run)
     thread.start()
     follower.caught_up.wait()
-    follower.stop.set()
+    stop.set()
     thread.join()
     writer.execute("CHECKPOINT")
     writer.close()

@@ -38,8 +38,8 @@ async def run(settings: IndexSettings, pages: PageSettings, kafka: KafkaSettings
     stop = asyncio.Event()
     index.start()
     serving = asyncio.create_task(serve(app, listening, stop))
-    logs.get(__name__).info("the console is served", address=pages.address)
     reading = asyncio.create_task(asyncio.to_thread(index.wait))
+    logs.get(__name__).info("ready", index=str(settings.index), address=pages.address)
     try:
         await asyncio.wait((serving, reading), return_when=asyncio.FIRST_COMPLETED)
     finally:

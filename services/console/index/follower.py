@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from fulgurite.avro.codec import Codec
 from fulgurite.errors import CodecError
-from fulgurite.topics import TOPICS, Topic
+from fulgurite.topics import TOPICS
 from services.common.kafka.consumer import READ_TIMEOUT_S, make_consumer, watermarks
 from services.common.kafka.dead_letters import words_of
 from services.common.kafka.lag import watch_lag
@@ -53,16 +53,16 @@ class LogFollower:
         writer: IndexWriter,
         settings: IndexSettings,
         now_ms: Callable[[], int],
-        topics: Sequence[Topic] = TOPICS,
+        stop: threading.Event,
     ) -> None:
+        """`stop`: set it, and `run` returns soon."""
         self._kafka = kafka
         self._codec = codec
         self._writer = writer
         self._settings = settings
         self._now_ms = now_ms
-        self._topics = {kafka.topic(topic): topic for topic in topics}
-        self.stop = threading.Event()
-        """Set it, and `run` returns soon."""
+        self._topics = {kafka.topic(topic): topic for topic in TOPICS}
+        self._stop = stop
         self.caught_up = threading.Event()
         """Set once what was in the log at the start is in the index."""
         self._next: dict[Position, int] = {}
@@ -74,7 +74,7 @@ class LogFollower:
 
     def run(self) -> None:
         """Read until stopped. Raises OutdatedIndex if the log began anew, OSError, duckdb.Error."""
-        while not self.stop.is_set():
+        while not self._stop.is_set():
             consumer = make_consumer(self._kafka, overrides=_CONSUMER)
             watch_lag(consumer, self._kafka)
             try:
@@ -83,13 +83,13 @@ class LogFollower:
                 logger.warning(
                     "the topics cannot be read; trying again", retry_s=_RETRY_S, error=str(error)
                 )
-                self.stop.wait(_RETRY_S)
+                self._stop.wait(_RETRY_S)
             finally:
                 consumer.close()
 
     def _follow(self, consumer: Consumer) -> None:
         targets = self._assign(consumer)
-        while not self.stop.is_set():
+        while not self._stop.is_set():
             records = self._records(consumer)
             self._look_at_ends(consumer)
             if records or time.monotonic() - self._wrote_ends_at > _ENDS_S:
@@ -153,7 +153,7 @@ class LogFollower:
                 found.append(record)
                 size += len(record.value)
             left = until - time.monotonic()
-            if left <= 0 or len(found) >= _BATCH or size >= _BATCH_BYTES or self.stop.is_set():
+            if left <= 0 or len(found) >= _BATCH or size >= _BATCH_BYTES or self._stop.is_set():
                 break
             messages = consumer.consume(1, left)
             messages += consumer.consume(1_000, 0) if messages else []

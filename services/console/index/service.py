@@ -29,11 +29,11 @@ class IndexService:
         self._settings = settings
         self._kafka = kafka
         self._codec = codec
+        self._stop = threading.Event()
         self._prices = None if settings.prices is None else _read_prices(settings.prices)
         self._writer = self._open()
         self._follower = self._make_follower()
         self._queries = QueryServer(settings.index, settings.query_timeout_s)
-        self._is_closing = False
         self.reader = IndexReader(settings.index, timeout_s=settings.query_timeout_s)
         """For the pages of this process."""
         self.failure: BaseException | None = None
@@ -46,8 +46,7 @@ class IndexService:
 
     def close(self) -> None:
         """Stop. What was read stays in the file."""
-        self._is_closing = True
-        self._follower.stop.set()
+        self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
         self._queries.close()
@@ -64,7 +63,7 @@ class IndexService:
 
     def _run(self) -> None:
         try:
-            while not self._is_closing:
+            while not self._stop.is_set():
                 try:
                     self._follower.run()
                 except OutdatedIndex as error:
@@ -107,7 +106,9 @@ class IndexService:
         return writer
 
     def _make_follower(self) -> LogFollower:
-        return LogFollower(self._kafka, self._codec, self._writer, self._settings, now_ms)
+        return LogFollower(
+            self._kafka, self._codec, self._writer, self._settings, now_ms, self._stop
+        )
 
 
 def _read_prices(path: Path) -> Prices:

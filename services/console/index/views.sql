@@ -128,6 +128,8 @@ SELECT
     mode,                               -- `live`, `train` or `val`.
     policy,                             -- Trained policy.
     version,                            -- Version of the rollout's first answer.
+    try_cast(regexp_extract(version, '@(\d+)\.\d+$', 1) AS INTEGER) AS epoch, -- Epoch of that version.
+    try_cast(regexp_extract(version, '\.(\d+)$', 1) AS INTEGER) AS step, -- Step of that version.
     count(*)::INTEGER AS rollouts,      -- Number of rollouts.
     count(reward)::INTEGER AS scored,   -- Of these, with a reward.
     avg(reward) AS mean_reward,         -- Mean reward.
