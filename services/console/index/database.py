@@ -8,6 +8,7 @@ settings: `CONFIG`.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -54,6 +55,7 @@ def is_locked(error: Exception) -> bool:
     return "Could not set lock on file" in str(error)
 
 
+@cache
 def read_definitions(name: str) -> str:
-    """Read `tables.sql` or `views.sql`."""
+    """Read `tables.sql`, `views.sql` or `rollouts.sql`."""
     return files("services.console.index").joinpath(name).read_text(encoding="utf-8")

@@ -52,6 +52,17 @@ _KEYS = {
 """Tables that an event enters once: the first one with a key counts."""
 
 
+_POSITIONS = """
+    SELECT *, CASE WHEN end_offset IS NOT NULL THEN epoch_ms($1::BIGINT) END AS asked_at
+    FROM (
+        SELECT unnest($2::VARCHAR[]) AS topic, unnest($3::SMALLINT[]) AS partition,
+            unnest($4::BIGINT[]) AS next_offset, epoch_ms(unnest($5::BIGINT[])) AS last_record_at,
+            unnest($6::BIGINT[]) AS end_offset
+    )
+"""
+"""Positions to write: the time in Unix milliseconds, then a list for each column."""
+
+
 class IndexWriter:
     """The only writer of an index. Not thread-safe; readers in other threads are free to read."""
 
@@ -117,7 +128,7 @@ class IndexWriter:
             with self.transaction():
                 self._write_rows(batch)
                 self._write_gaps(gaps)
-                self._write_positions(batch, ends or {})
+                self._write_positions(batch, ends or {}, gaps)
                 self._refresh_rollouts(batch.groups)
         except BaseException:
             # The fold went on with updates that were not written.
@@ -329,36 +340,53 @@ class IndexWriter:
         )
 
     def _write_gaps(self, gaps: Sequence[Gap]) -> None:
-        for (topic, partition), start, end in gaps:
-            gap = {"topic": topic, "partition": partition, "from_offset": start}
-            self._insert("gaps", [gap | {"to_offset": end, "found_at": self._now_ms()}])
-            self._move((topic, partition), end, None, None)
+        now = self._now_ms()
+        self._insert(
+            "gaps",
+            [
+                {
+                    "topic": topic,
+                    "partition": partition,
+                    "from_offset": start,
+                    "to_offset": end,
+                    "found_at": now,
+                }
+                for (topic, partition), start, end in gaps
+            ],
+        )
 
-    def _write_positions(self, batch: Batch, ends: Mapping[Position, int]) -> None:
-        for place in batch.positions.keys() | ends.keys():
-            next_offset, read_at = batch.positions.get(place, (None, None))
-            self._move(place, next_offset, read_at, ends.get(place))
-
-    def _move(
-        self, place: Position, next_offset: int | None, read_at: int | None, end: int | None
+    def _write_positions(
+        self, batch: Batch, ends: Mapping[Position, int], gaps: Sequence[Gap]
     ) -> None:
-        """Set what is known of a partition; None keeps what was."""
-        now = None if end is None else self._now_ms()
-        found = self._db.execute(
-            "UPDATE positions SET next_offset = coalesce(?, next_offset), "
-            "last_record_at = coalesce(epoch_ms(?::BIGINT), last_record_at), "
-            "end_offset = greatest(coalesce(?, end_offset), coalesce(?, next_offset)), "
-            "asked_at = coalesce(epoch_ms(?::BIGINT), asked_at) "
-            "WHERE topic = ? AND partition = ? RETURNING 1",
-            [next_offset, read_at, end, next_offset, now, *place],
-        ).fetchall()
-        if not found:
-            self._db.execute(
-                "INSERT INTO positions SELECT ?, ?, coalesce(?, 0), "
-                "greatest(coalesce(?, 0), coalesce(?, 0)), "
-                "epoch_ms(?::BIGINT), epoch_ms(?::BIGINT)",
-                [*place, next_offset, end, next_offset, read_at, now],
-            )
+        """Move the positions behind the batch, and behind gaps; note the ends that are known."""
+        read = {place: (end, None) for place, _, end in gaps} | batch.positions
+        places = sorted(read.keys() | ends.keys())
+        columns = (
+            [topic for topic, _ in places],
+            [partition for _, partition in places],
+            [read.get(place, (None, None))[0] for place in places],
+            [read.get(place, (None, None))[1] for place in places],
+            [ends.get(place) for place in places],
+        )
+        now = self._now_ms()
+        self._db.execute(
+            "UPDATE positions AS old SET next_offset = coalesce(new.next_offset, old.next_offset), "
+            "last_record_at = coalesce(new.last_record_at, old.last_record_at), "
+            "end_offset = greatest(coalesce(new.end_offset, old.end_offset), "
+            "coalesce(new.next_offset, old.next_offset)), "
+            "asked_at = coalesce(new.asked_at, old.asked_at) "
+            f"FROM ({_POSITIONS}) AS new WHERE old.topic = new.topic "
+            "AND old.partition = new.partition",
+            [now, *columns],
+        )
+        self._db.execute(
+            "INSERT INTO positions BY NAME SELECT topic, partition, "
+            "coalesce(next_offset, 0) AS next_offset, "
+            "greatest(coalesce(end_offset, 0), coalesce(next_offset, 0)) AS end_offset, "
+            f"last_record_at, asked_at FROM ({_POSITIONS}) ANTI JOIN positions "
+            "USING (topic, partition)",
+            [now, *columns],
+        )
 
     def _refresh_rollouts(self, groups: Iterable[str]) -> None:
         """Compute the rollouts of changed groups from the other tables."""
