@@ -44,7 +44,8 @@ _DAY_MS = 24 * 3600 * 1000
 _PROMPT, _ANSWER = 700, 150
 """Tokens of the first prompt, and of each answer."""
 _WORDS = ("reads a table,", "calls a tool,", "looks at what it gave", "says why", "it is so")
-_DERIVED = re.compile(rb"(?<![0-9a-f])[0-9a-f]{32,64}(?![0-9a-f])")
+_DERIVED = re.compile(rb"@(?=[0-9a-hjkmnp-tv-z]{32})")
+"""What stands before a derived id in Avro: its length."""
 _TOPIC_OF = {kind: topic for topic in TOPICS for kind in topic.carries}
 
 Message = tuple[Topic, bytes, bytes]
@@ -76,7 +77,7 @@ class _Template:
         self._places = [
             (
                 [found.start() for found in re.finditer(self._core, value)],
-                [found.start() for found in _DERIVED.finditer(value)],
+                [found.end() for found in _DERIVED.finditer(value)],
             )
             for _, value in self._records
         ]
