@@ -63,7 +63,7 @@ def test_every_table_has_rows(index: IndexReader) -> None:
 
 def test_every_view_can_be_read(index: IndexReader) -> None:
     views = index.rows("SELECT view_name FROM duckdb_views() WHERE NOT internal")
-    found = {view: index.rows(f"SELECT * FROM {view}") for (view,) in map(dict.values, views)}
+    found = {row["view_name"]: index.rows(f"SELECT * FROM {row['view_name']}") for row in views}
     assert {view for view, rows in found.items() if not rows} <= {"costs"}
 
 
