@@ -535,10 +535,10 @@ def test_what_is_saved_beside_the_loop_is_what_was_there_when_it_began(
     worker_of(saved)._is_on_cpu = not copied  # pyright: ignore[reportPrivateUsage]
     rows = sampled(saved, batch())
     step(saved, rows)
-    then = {name: value.clone() for name, value in weights(saved).items()}
+    again, then = sampled(saved, rows), weights(saved)
     assert saved.is_saved(), "nothing was begun"
     saved.begin_to_save(tmp_path)
-    step(saved, rows)
+    step(saved, again)
     assert saved.is_saved(wait=True)
     loaded.load(tmp_path)
     assert all(torch.equal(value, weights(loaded)[name]) for name, value in then.items())
