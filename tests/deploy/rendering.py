@@ -21,7 +21,7 @@ KUBERNETES = ROOT / "deploy" / "kubernetes"
 PAGE = ROOT / "docs" / "how-to" / "kubernetes.md"
 SHOWN = "shown"
 """The overlay of the page."""
-OVERLAYS = ("cpu", "gpu", SHOWN)
+OVERLAYS = ("cpu", "gpu", "several-gpus", SHOWN)
 
 Manifest = dict[str, Any]
 
@@ -104,10 +104,17 @@ def config_maps(overlay: str) -> dict[str, dict[str, str]]:
 
 def workloads(overlay: str) -> dict[str, Workload]:
     """All that starts pods, by name."""
-    return {
-        one["metadata"]["name"]: Workload(one["metadata"]["name"], one["kind"], one["spec"])
+    found = [
+        Workload(one["metadata"]["name"], one["kind"], one["spec"])
         for one in of_kind(overlay, "StatefulSet", "Deployment", "Job")
-    }
+    ]
+    for one in of_kind(overlay, "RayCluster"):
+        name, spec = one["metadata"]["name"], one["spec"]
+        groups = {"head": spec["headGroupSpec"]} | {
+            group["groupName"]: group for group in spec["workerGroupSpecs"]
+        }
+        found += [Workload(f"{name}-{group}", "RayCluster", groups[group]) for group in groups]
+    return {one.name: one for one in found}
 
 
 def environment(overlay: str, workload: Workload, container: str) -> dict[str, str]:

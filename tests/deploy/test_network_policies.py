@@ -22,7 +22,7 @@ def may_call(overlay: str, caller: dict[str, str], workload: str, port: str) -> 
     assert policies, "what no policy selects is open to all"
     rules = [rule for policy in policies for rule in policy.get("ingress", ())]
     return any(
-        any(one["port"] == port for one in rule["ports"])
+        ("ports" not in rule or any(one["port"] == port for one in rule["ports"]))
         and ("from" not in rule or any(is_peer(peer, caller) for peer in rule["from"]))
         for rule in rules
     )
@@ -74,8 +74,22 @@ def test_who_needs_only_kafka_reaches_only_kafka(overlay: str) -> None:
             if is_selected(one["spec"]["podSelector"], workload.labels)
             for rule in one["spec"].get("egress", ())
         ]
-        ports = {port["port"] for rule in rules for port in rule["ports"]}
-        assert ports == (set() if name in ("gateway", "model", "redis") else {53, 9092})
+        ports = {port["port"] for rule in rules for port in rule.get("ports", ())}
+        if workload.kind == "RayCluster":
+            assert ports == {53}
+        else:
+            assert ports == (set() if name in ("gateway", "model", "redis") else {53, 9092})
+
+
+def test_only_the_learner_and_its_workers_reach_a_worker() -> None:
+    found = workloads("several-gpus")
+    inside = {name for name in found if name.startswith("learner")}
+    assert inside == {"learner", "learner-workers-head", "learner-workers-gpus"}
+    for called in inside - {"learner"}:
+        for name, workload in found.items():
+            may = may_call("several-gpus", workload.labels, called, "gcs-server")
+            assert may == (name in inside), (name, called)
+        assert not may_call("several-gpus", {"app.kubernetes.io/name": "learner"}, called, "any")
 
 
 def test_every_policy_selects_pods_and_ports_that_exist() -> None:

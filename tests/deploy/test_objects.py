@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
 
+import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 
 from tests.deploy.rendering import (
     KUBERNETES,
     PAGE,
+    Workload,
     config_maps,
+    environment,
     of_kind,
     render,
     selected,
@@ -25,7 +31,69 @@ VERSIONS = ("1.30", "1.37")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_fits_the_schemas(overlay: str, version: str) -> None:
     for one in render(overlay):
-        kubernetes_validate.validate(one, version, strict=True)
+        if one["kind"] != "RayCluster":
+            kubernetes_validate.validate(one, version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_ray_cluster_fits_the_schema_of_kuberay_and_its_pods_that_of_kubernetes(
+    version: str,
+) -> None:
+    schema = yaml.safe_load((Path(__file__).parent / "raycluster.yaml").read_text())
+    (cluster,) = of_kind("several-gpus", "RayCluster")
+    assert cluster["apiVersion"] == "ray.io/v1"
+    jsonschema.validate(cluster["spec"], closed(schema))
+    for workload in workloads("several-gpus").values():
+        if workload.kind == "RayCluster":
+            pod = {"apiVersion": "v1", "kind": "Pod", **workload.spec["template"]}
+            kubernetes_validate.validate(pod, version, strict=True)
+    misspelled = {**cluster["spec"], "workerGroupSpec": []}
+    with pytest.raises(jsonschema.ValidationError, match="workerGroupSpec"):
+        jsonschema.validate(misspelled, closed(schema))
+
+
+def closed(schema: Any) -> Any:
+    """The schema, refusing fields that it does not name."""
+    if isinstance(schema, list):
+        return [closed(one) for one in cast("list[Any]", schema)]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: closed(value) for name, value in cast("dict[str, Any]", schema).items()}
+    return found | {"additionalProperties": False} if "properties" in found else found
+
+
+def test_the_ray_cluster_has_the_nodes_and_gpus_that_the_run_asks_for() -> None:
+    found = workloads("several-gpus")
+    given = environment("several-gpus", found["learner"], "learner")
+    group = found["learner-workers-gpus"]
+    assert group.spec["replicas"] == int(given["FULGURITE__ENGINE__NODES"])
+    limits = group.containers["ray-worker"]["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == given["FULGURITE__ENGINE__WORKERS_PER_NODE"]
+    assert "nvidia.com/gpu" not in found["learner"].containers["learner"]["resources"]["limits"]
+    assert given["RAY_ADDRESS"] == "learner-workers-head-svc:6379"
+    assert found["learner-workers-head"].ports == {"gcs-server": 6379}
+    (cluster,) = of_kind("several-gpus", "RayCluster")
+    pins = (KUBERNETES.parents[1] / "requirements" / "services.txt").read_text()
+    assert f"\nray=={cluster['spec']['rayVersion']} " in pins
+
+
+def test_workers_see_the_folders_of_the_learner_under_its_paths() -> None:
+    found = workloads("several-gpus")
+    learner, worker = found["learner"], found["learner-workers-gpus"]
+
+    def folders(workload: Workload, container: str) -> dict[str, str]:
+        return {
+            mount["mountPath"]: workload.volumes[mount["name"]]["persistentVolumeClaim"][
+                "claimName"
+            ]
+            for mount in workload.containers[container]["volumeMounts"]
+            if "persistentVolumeClaim" in workload.volumes[mount["name"]]
+        }
+
+    assert folders(worker, "ray-worker") == folders(learner, "learner")
+    assert folders(worker, "ray-worker").keys() == {
+        *("/data/checkpoints", "/data/artifacts", "/models"),
+    }
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -108,7 +176,7 @@ def test_services_lead_to_the_ports_of_one_workload(overlay: str) -> None:
 
 def test_selectors_mean_the_pods_of_their_workload(overlay: str) -> None:
     for workload in workloads(overlay).values():
-        if workload.kind != "Job":
+        if workload.kind not in ("Job", "RayCluster"):
             assert selected(overlay, workload.spec["selector"]) == [workload]
     for budget in of_kind(overlay, "PodDisruptionBudget"):
         (target,) = selected(overlay, budget["spec"]["selector"])
