@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 EXAMPLES := example-text-to-sql example-knowledge-base example-code-interpreter example-agent-lightning-sql example-agent-lightning-calculator example-agent-lightning-rag
-.PHONY: help install demo $(EXAMPLES) up shell doctor test test-fast test-chaos test-agents test-compose lint check format docs lock wheel clean
+.PHONY: help install install-gpu demo $(EXAMPLES) up shell doctor test test-fast test-chaos test-agents test-compose lint check format docs lock wheel clean
 
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
@@ -28,6 +28,9 @@ help: ## Show this.
 
 install: ## Make the two environments, .venv and .venv-serve. A second run installs nothing.
 	@bash requirements/install.sh
+
+install-gpu: install ## Where an NVIDIA GPU is: make .venv-serve-gpu with vLLM's CUDA build, which `make demo` and `make up` then use.
+	@bash requirements/install.sh .venv-serve-gpu
 
 demo: install ## A real agent learns to use a calculator: a quarter of an hour, two CPU cores. ARGS="..." is passed on.
 	@exec $(BIN)/python -m services.local_stack.demo $(ARGS)
@@ -100,6 +103,7 @@ reference: install ## Write the generated reference pages anew: settings, events
 lock: ## Resolve requirements/*.txt anew from pyproject.toml.
 	@$(COMPILE) --upgrade pyproject.toml $(SERVICES_EXTRAS) --output-file requirements/services.txt
 	@$(COMPILE) --upgrade pyproject.toml --extra serve-cpu --override requirements/serve-overrides.txt --output-file requirements/serve.txt
+	@$(COMPILE) --upgrade pyproject.toml --extra serve-gpu --output-file requirements/serve-gpu.txt
 	@$(COMPILE) --constraints requirements/serve.txt requirements/engine.in --output-file requirements/engine.txt
 	@$(COMPILE) --upgrade requirements/uv.in --output-file requirements/uv.txt
 	@$(COMPILE) --upgrade requirements/build.in --output-file requirements/build.txt
@@ -111,4 +115,4 @@ wheel: install ## Build the wheel into dist/.
 	@$(UV) build --wheel --quiet --build-constraints requirements/build.txt --require-hashes --out-dir dist
 
 clean: ## Remove environments, engines, models and everything built. Topics and weights of `make up` too.
-	rm -rf .venv .venv-serve .venv-lint .venv-docs .fulgurite .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage dist
+	rm -rf .venv .venv-serve .venv-serve-gpu .venv-lint .venv-docs .fulgurite .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage dist

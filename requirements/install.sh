@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the two environments, .venv (everything but vLLM) and .venv-serve (vLLM), with uv from PyPI in .fulgurite/uv.
-# With a folder's name it makes that one alone: .venv-lint (linters) or .venv-docs (the documentation's generator); both are small.
+# With a folder's name it makes that one alone: .venv-lint (linters) or .venv-docs (the documentation's generator), which are small, or
+# .venv-serve-gpu (vLLM with CUDA).
 # A second run with unchanged requirements installs nothing. Needs Python 3.11 or 3.12; writes only here and into uv's cache.
 # Every package must have one of the hashes that the lists name; the slim torch build from PyTorch's own index alone is taken without one.
 # TORCH_BACKEND=cpu takes that build, TORCH_BACKEND=pypi takes PyPI's; without it choose-torch.sh chooses, once. The seconds it took go to
@@ -110,6 +111,15 @@ small_environment() {
   printf '%s\n' "$wanted" >"$stamp"
 }
 
+if [[ "${1:-}" == .venv-serve-gpu ]]; then
+  check_machine
+  nvidia-smi --list-gpus >/dev/null 2>&1 || fail "nvidia-smi finds no GPU here. Without one, \`make install\` has installed vLLM's CPU build."
+  python=$(find_python)
+  install_uv
+  backend=pypi
+  environment .venv-serve-gpu requirements/serve-gpu.txt
+  exit
+fi
 if (($#)); then
   python=$(find_python)
   install_uv

@@ -32,6 +32,7 @@ from services.learner.errors import ConfigInvalid
 from services.local_stack.batch_scheduling import batch_command
 from services.local_stack.errors import PortTaken, RequirementMissing, SettingsInvalid, StackError
 from services.local_stack.exports import ADDRESSES, StackLock, exporting_stack, write_exports
+from services.local_stack.gpus import Devices
 from services.local_stack.kafka_local import LocalKafka, addresses, last_ports
 from services.local_stack.local_service import LocalService
 from services.local_stack.model import SMALL_MODEL, find_model
@@ -119,7 +120,8 @@ class LocalStack:
         self._vllm_port = ports[1]
         self._console_port = console_port() if options.console and has_console() else None
         self._gateway_prefix: list[str] = []
-        """SCHED_BATCH beside a local vLLM, so that the gateway does not preempt it."""
+        """SCHED_BATCH beside a vLLM on the same cores, so that the gateway does not preempt it."""
+        self._devices = Devices(on_gpu=False)
         self.environment: dict[str, str] = {}
         self._serving: Serving | None = None
 
@@ -304,8 +306,11 @@ class LocalStack:
                 extra=serving.arguments(),
                 env=serving.vllm_environment(),
                 supervisor=supervisor,
-            ).start()
-            self._gateway_prefix = batch_command()
+            )
+            self._devices = vllm.devices
+            vllm.start()
+            if not vllm.devices.on_gpu:
+                self._gateway_prefix = batch_command()
         kafka_servers, redis_url = (
             self._external_address("KAFKA_BOOTSTRAP_SERVERS"),
             self._external_address("REDIS_URL"),
@@ -411,6 +416,7 @@ class LocalStack:
                 "services.learner.main",
                 env={
                     **({"FULGURITE_RUN": str(self._run)} if self._run else {}),
+                    **self._devices.learner,
                     "FULGURITE_POLICY": policy,
                     variable("policy.name"): policy,
                     variable("policy.model"): str(serving.model),

@@ -1,5 +1,5 @@
-"""vLLM's OpenAI server on this machine's CPU, from its own environment `.venv-serve`, with
-Fulgurite's plug-in.
+"""vLLM's OpenAI server on this machine, from an environment of its own, with Fulgurite's plug-in.
+It runs on the CPU, or on GPUs where they and vLLM's CUDA build are (`services.local_stack.gpus`).
 
 Serves one model at 127.0.0.1 with vLLM's development routes, which update weights: the port is for
 the gateway and the applier, never for agents. Takes half a minute to a minute to start, most of it
@@ -8,12 +8,16 @@ imports: start it first.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from services.common.processes.supervisor import ProcessSpec, Supervisor
-from services.local_stack.errors import RequirementMissing
+from services.local_stack.gpus import (
+    is_cuda_build,
+    plan_devices,
+    serve_environment,
+    visible_gpus,
+)
 from services.local_stack.local_service import LocalService
 from services.local_stack.local_services import project_folder
 from services.local_stack.ports import LOCALHOST, answers, free_port
@@ -23,18 +27,6 @@ READY_TIMEOUT_S = 480.0
 """28–67 s were seen on two idle cores, 90 s the first time, minutes when other processes want the
 cores too.
 """
-
-
-def serve_environment() -> Path:
-    """The virtual environment that holds vLLM. Raises RequirementMissing."""
-    named = os.environ.get("FULGURITE_SERVE_ENV")
-    folder = Path(named) if named else project_folder() / ".venv-serve"
-    if not (folder / "bin" / "python").exists():
-        raise RequirementMissing(
-            f"{folder} is not there: `make install` installs vLLM in it, or set VLLM_BASE_URL "
-            "to a vLLM of your own"
-        )
-    return folder
 
 
 class LocalVllm(LocalService):
@@ -59,12 +51,21 @@ class LocalVllm(LocalService):
         of the environment.
 
         `threads`: of OpenMP, on whatever core is free (one is enough for a tiny model). Without it,
-        vLLM binds a thread to each core but one, which is left to everything else.
+        vLLM binds a thread to each core but one, which is left to everything else. On a GPU neither
+        counts.
         """
         super().__init__(supervisor)
         settings = settings or VllmSettings.read()
         self.port = port or free_port()
-        environment = serve_environment()
+        gpus = visible_gpus()
+        environment = serve_environment(project_folder(), has_gpu=bool(gpus))
+        self.devices = plan_devices(
+            gpus,
+            is_cuda_build=is_cuda_build(environment),
+            tensor_parallel=settings.tensor_parallel,
+            utilization=settings.gpu_memory_utilization,
+        )
+        """Where it runs, and what it leaves to the learner."""
         self._spec = ProcessSpec(
             name="vllm",
             argv=[
@@ -80,12 +81,22 @@ class LocalVllm(LocalService):
                         f"--served-model-name={served_model}",
                         f"--host={LOCALHOST}",
                         f"--port={self.port}",
+                        *self.devices.arguments,
                         *extra,
                     ],
+                    on_gpu=self.devices.on_gpu,
                 ),
             ],
             log=folder.resolve() / "vllm.log",
-            env={**_environment(environment, policy, threads, settings), **(env or {})},
+            env={
+                **_environment(policy),
+                **(
+                    self.devices.vllm
+                    if self.devices.on_gpu
+                    else _cpu_environment(environment, threads, settings)
+                ),
+                **(env or {}),
+            },
             cwd=project_folder(),
             ready=lambda: answers(self.port, "/health"),
             ready_timeout_s=READY_TIMEOUT_S,
@@ -103,14 +114,11 @@ class LocalVllm(LocalService):
         return [self._spec]
 
 
-def _environment(
-    environment: Path, policy: str, threads: int | None, settings: VllmSettings
-) -> dict[str, str]:
-    variables = {
+def _environment(policy: str) -> dict[str, str]:
+    return {
         "FULGURITE_POLICY": policy,
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_PLUGINS": "fulgurite",
-        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
@@ -118,6 +126,12 @@ def _environment(
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def _cpu_environment(
+    environment: Path, threads: int | None, settings: VllmSettings
+) -> dict[str, str]:
+    variables = {"VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}
     openmp = environment / "lib" / "libiomp5.so"
     if openmp.is_file():
         variables["LD_PRELOAD"] = str(openmp)

@@ -92,24 +92,33 @@ class VllmSettings(BaseSettings):
                 + " (docs/how-to/your-own-model.md)"
             ) from None
 
-    def arguments(self, model: Path, given: Sequence[str] = ()) -> list[str]:
+    def arguments(
+        self, model: Path, given: Sequence[str] = (), *, on_gpu: bool | None = None
+    ) -> list[str]:
         """The arguments for a model, without its name, address and adapters: those that are given,
         what they do not say, and those of `args`.
+
+        `on_gpu`: whether vLLM runs on GPUs; without it, whether there is one.
         """
+        on_gpu = _GPU.exists() if on_gpu is None else on_gpu
         named = {argument.partition("=")[0] for argument in given}
-        options = {name: value for name, value in self._options(model).items() if name not in named}
+        options = {
+            name: value
+            for name, value in self._options(model, on_gpu=on_gpu).items()
+            if name not in named
+        }
         return [
             *given,
             *(name if value is None else f"{name}={value}" for name, value in options.items()),
             *shlex.split(self.args),
         ]
 
-    def _options(self, model: Path) -> dict[str, str | None]:
+    def _options(self, model: Path, *, on_gpu: bool) -> dict[str, str | None]:
         """Each option with its value; None for a flag."""
         chat = self.chat_format(model)
         options: dict[str, str | None] = {
             "--max-model-len": str(self.context_length),
-            "--dtype": self.dtype if self.dtype != AUTO else _usual_dtype(),
+            "--dtype": self.dtype if self.dtype != AUTO else _usual_dtype(on_gpu=on_gpu),
             # The default, 128, leaves the tail of every prompt out of the prefix cache, and on a
             # CPU the prompt is most of the work.
             "--block-size": "32",
@@ -126,7 +135,7 @@ class VllmSettings(BaseSettings):
             "--disable-uvicorn-access-log": None,
             "--no-enable-log-requests": None,
         }
-        if not _GPU.exists():
+        if not on_gpu:
             # Compiling takes a minute at the start, and a CPU gains little. On a GPU, CUDA graphs
             # make one stream 14 times faster.
             options["--enforce-eager"] = None
@@ -156,5 +165,5 @@ class VllmSettings(BaseSettings):
         return ChatFormat(found.template, parsers.get(self.tool_parser, self.tool_parser))
 
 
-def _usual_dtype() -> str:
-    return "bfloat16" if _GPU.exists() or multiplies_bf16() else "float32"
+def _usual_dtype(*, on_gpu: bool) -> str:
+    return "bfloat16" if on_gpu or multiplies_bf16() else "float32"
