@@ -9,7 +9,7 @@ FROM ${PYTHON_IMAGE} AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
     HOME=/home/fulgurite PYTHONPATH=/app PATH=/app/bin:/app/containers:$PATH FULGURITE_DATA_DIR=/data FULGURITE_PULSE=/tmp/pulse
 RUN useradd --uid 10001 --create-home --home-dir /home/fulgurite fulgurite \
- && mkdir -p /data/artifacts /data/checkpoints /data/claims /data/spool /judge-secrets /kernels /models /secrets /work \
+ && mkdir -p /data/artifacts /data/checkpoints /data/claims /data/console /data/spool /judge-secrets /kernels /models /secrets /work \
  && chown -R fulgurite /data /judge-secrets /kernels /models /secrets /work
 STOPSIGNAL SIGTERM
 WORKDIR /app
@@ -60,6 +60,15 @@ COPY --from=code /app /app
 USER 10001
 WORKDIR /work
 CMD ["fulgurite", "--help"]
+
+FROM applier-packages AS console-packages
+RUN cd /source && ./install.sh extras console
+
+FROM console-packages AS console
+COPY --from=code /app /app
+USER 10001
+EXPOSE 8090
+CMD ["python", "-m", "services.console.main"]
 
 FROM packages AS streams-packages
 RUN cd /source && ./install.sh extras streams

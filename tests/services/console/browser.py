@@ -170,6 +170,7 @@ async def chromium(program: str) -> AsyncGenerator[Tab]:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,
+            env=_environment(program),
         )
         try:
             port = await _port(Path(profile) / "DevToolsActivePort", process)
@@ -190,6 +191,13 @@ async def chromium(program: str) -> AsyncGenerator[Tab]:
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+
+
+def _environment(program: str) -> dict[str, str]:
+    """The environment of a browser: the one of `make browser` has its libraries beside it."""
+    libraries = OWN.parent.resolve() / "lib"
+    is_own = Path(program).resolve() == OWN.resolve()
+    return {**os.environ, **({"LD_LIBRARY_PATH": str(libraries)} if is_own else {})}
 
 
 async def _port(file: Path, process: asyncio.subprocess.Process) -> int:

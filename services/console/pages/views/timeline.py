@@ -43,6 +43,8 @@ from services.console.pages.view import View
 
 _TURNS = 20
 """Calls of a page."""
+_MESSAGES = 4
+"""Messages that a turn shows one by one."""
 _LANES = 80
 """Calls that the swimlanes show."""
 
@@ -262,7 +264,7 @@ def turn_blocks(
         blocks.append(Notice(f"{row['failure'] or row['outcome']}: {row['error'] or ''}", "bad"))
     if turn.missing:
         return [*blocks, Notice(turn.missing, "quiet"), Text(str(row["answer"] or ""), "Answer")]
-    blocks += [Text(text, role) for role, text in turn.said if text]
+    blocks += said_blocks(turn.said)
     if turn.served is not None and turn.sent is not None:
         blocks.append(
             Columns(
@@ -293,18 +295,29 @@ def turn_blocks(
     return blocks
 
 
+def said_blocks(said: Sequence[tuple[str, str]]) -> list[Block]:
+    """The messages of a call. Of many, such as examples, the last is shown and the rest folded."""
+    shown = [(role, text) for role, text in said if text]
+    folded: list[Block] = []
+    if len(shown) > _MESSAGES:
+        before = "\n\n".join(f"[{role}]\n{text}" for role, text in shown[:-1])
+        folded = [Text(before, f"{count(len(shown) - 1, 'message')} before", folded=True)]
+        shown = shown[-1:]
+    return [*folded, *(Text(text, role) for role, text in shown)]
+
+
 def turn_figures(row: Row, outcome: Row) -> tuple[Figure, ...]:
     """The numbers of a call."""
     first = row["first_token_at"]
     wait = None if first is None else (first - row["started_at"]).total_seconds()
-    reason = f" ({outcome['reason']})" if outcome.get("reason") else ""
+    reason = str(outcome.get("reason") or "").replace("_", " ")
     return (
         Figure("Time", seconds(row["milliseconds"] / 1000), f"first byte after {seconds(wait)}"),
         Figure("Prompt", count(row["prompt_tokens"] or 0, "token"), f"by {row['backend']}"),
         Figure("Answer", count(row["completion_tokens"] or 0, "token"), str(row["finish_reason"])),
-        Figure("Mean log-probability", fixed(row["mean_logprob"]), "nats per token"),
+        Figure("Mean log-prob.", fixed(row["mean_logprob"]), "nats per token"),
         Figure("Version", str(row["version_first"] or NONE), f"temperature {row['temperature']:g}"),
-        Figure("What became of it", f"{outcome.get('term', NONE)}{reason}", "in the ledger"),
+        Figure("In the ledger", str(outcome.get("term", NONE)), reason),
     )
 
 
