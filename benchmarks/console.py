@@ -40,9 +40,9 @@ QUERIES = {
     "Runs": "SELECT * FROM runs ORDER BY last_at DESC; "
     "SELECT * FROM run_versions WHERE run_id = 'run-1' ORDER BY version",
     "Step": "SELECT metric, list(value ORDER BY step) FROM version_metrics GROUP BY metric",
-    "Funnel": "SELECT mode, term, reason, count(*) FROM action_outcomes GROUP BY ALL",
-    "Funnel of a run": "SELECT agent, term, reason, count(*) FROM action_outcomes WHERE group_id "
-    "IN (SELECT group_id FROM groups WHERE run_id = 'run-1') GROUP BY ALL",
+    "Funnel": "SELECT mode, term, reason, sum(actions) FROM funnel GROUP BY ALL; "
+    "SELECT agent, term, reason, sum(actions) FROM funnel WHERE run_id = 'run-1' GROUP BY ALL",
+    "Funnel, action by action": "SELECT term, reason, count(*) FROM action_outcomes GROUP BY ALL",
     "Rollouts": "SELECT * FROM rollouts ORDER BY began_at DESC, rollout_id LIMIT 50; "
     "SELECT count(*) FROM rollouts WHERE version = 'policy@1.7' AND reward < 0.1",
     "Rollouts, text": "SELECT * FROM rollouts WHERE answer ILIKE '%table, calls%reads%' "

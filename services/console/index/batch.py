@@ -68,7 +68,7 @@ class Batch:
         self.outcomes: dict[str, list[Row]] = {}
         """Rows of `outcomes` by ledger entry."""
         self.groups: set[str] = set()
-        """Groups whose rollouts change."""
+        """Groups whose rollouts or funnel change."""
         self.positions: dict[tuple[str, int], tuple[int, int]] = {}
         """Next offset and last record time, by topic and partition."""
         self._decode = decode
@@ -125,6 +125,7 @@ class Batch:
                 self.groups.add(event.group_id)
             case LedgerEntry():
                 self._add("ledger", rows.ledger_row(event, place))
+                self.groups.add(event.group_id)
                 if event.source != OFFLINE:
                     self.outcomes[event.event_id] = list(rows.outcome_rows(event, place))
             case PolicyUpdate():

@@ -23,6 +23,7 @@ _BY_GROUP = (
     "outcomes",
     "ledger",
     "rollouts",
+    "funnel",
 )
 _BY_TIME = {
     "payloads": "written_at",

@@ -242,6 +242,21 @@ CREATE TABLE rollouts (
     partition SMALLINT NOT NULL,        -- Partition of every topic keyed by group.
 );
 
+-- One row per rollout, role, version, term and reason: its actions, as `action_outcomes` has them, kept up to date. Sum `actions` for the funnel.
+CREATE TABLE funnel (
+    group_id VARCHAR NOT NULL,          -- Group of rollouts.
+    rollout_id VARCHAR NOT NULL,        -- One run of an agent on one task.
+    run_id VARCHAR,                     -- The run; null for undeclared traffic.
+    mode VARCHAR NOT NULL,              -- `live`, `train` or `val`.
+    agent VARCHAR NOT NULL,             -- Role of the agent.
+    alias VARCHAR NOT NULL,             -- Model name that the agent asked for.
+    policy VARCHAR,                     -- Trained policy.
+    version VARCHAR,                    -- Version that answered.
+    term VARCHAR NOT NULL,              -- `trained`, `filtered`, `stale`, `amended`, `dead_lettered`, `open`, or `recorded`: no part of the ledger.
+    reason VARCHAR,                     -- Why, as in `action_outcomes`.
+    actions INTEGER NOT NULL            -- Number of actions.
+);
+
 -- One row per action and entry of `training.ledger` that may count: a learner's last one, and one per closing. `action_outcomes` has the one that counts.
 CREATE TABLE outcomes (
     call_id VARCHAR NOT NULL,           -- The call.

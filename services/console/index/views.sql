@@ -163,7 +163,7 @@ FROM rollouts
 WHERE run_id IS NOT NULL
 GROUP BY run_id;
 
--- One row per action of a successful call: what became of it, as `fulgurite ledger` counts it. Its counts are the funnel.
+-- One row per action of a successful call: what became of it, as `fulgurite ledger` counts it. The table `funnel` has its counts.
 CREATE VIEW action_outcomes AS
 WITH learned AS (
     SELECT call_id, choice, term, reason, version

@@ -6,8 +6,10 @@ in the index twice or never. An event that the log has twice is in the index onc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +131,7 @@ class IndexWriter:
                 self._write_rows(batch)
                 self._write_gaps(gaps)
                 self._write_positions(batch, ends or {}, gaps)
-                self._refresh_rollouts(batch.groups)
+                self._refresh(self._groups_of(batch))
         except BaseException:
             # The fold went on with updates that were not written.
             self._epochs = self._read_epochs()
@@ -388,17 +390,46 @@ class IndexWriter:
             [now, *columns],
         )
 
-    def _refresh_rollouts(self, groups: Iterable[str]) -> None:
-        """Compute the rollouts of changed groups from the other tables."""
+    def _refresh(self, groups: Iterable[str]) -> None:
+        """Compute rollouts and funnel of changed groups from the other tables."""
         changed = list(groups)
         if not changed:
             return
         self._db.execute("CREATE OR REPLACE TEMP TABLE touched (group_id VARCHAR)")
         self._db.execute("INSERT INTO touched SELECT unnest(?::VARCHAR[])", [changed])
-        self._db.execute(
-            "DELETE FROM rollouts USING touched WHERE rollouts.group_id = touched.group_id"
-        )
-        self._db.execute(f"INSERT INTO rollouts BY NAME {read_definitions('rollouts.sql')}")
+        for table, query in (
+            ("rollouts", read_definitions("rollouts.sql")),
+            ("funnel", _funnel_query()),
+        ):
+            self._db.execute(
+                f"DELETE FROM {table} AS old USING touched WHERE old.group_id = touched.group_id"
+            )
+            self._db.execute(f"INSERT INTO {table} BY NAME {query}")
+
+    def _groups_of(self, batch: Batch) -> set[str]:
+        """Groups whose rollouts or funnel change, those of dead letters' actions included."""
+        calls = [row["call_id"] for row in batch.rows["dead_actions"]]
+        if not calls:
+            return batch.groups
+        found = self._db.execute(
+            "SELECT DISTINCT group_id FROM calls SEMI JOIN "
+            "(SELECT unnest(?::VARCHAR[]) AS call_id) USING (call_id)",
+            [calls],
+        ).fetchall()
+        return batch.groups | {group for (group,) in found}
+
+
+@cache
+def _funnel_query() -> str:
+    """The SQL that makes rows of `funnel`: with the text of the view, so that the names of tables
+    in it are those of the changed groups' rows.
+    """
+    found = re.search(
+        r"CREATE VIEW action_outcomes AS\n(.*?);\n", read_definitions("views.sql"), re.DOTALL
+    )
+    if found is None:
+        raise ValueError("views.sql has no view action_outcomes")
+    return read_definitions("funnel.sql").replace("FROM action_outcomes", f"FROM ({found[1]})")
 
 
 def _value_of(kind: str) -> str:

@@ -30,7 +30,7 @@ from tests.synthetic import group_id, rollout_id
 LOG = record_everything()
 TABLES = (
     "calls", "statuses", "groups", "episodes", "rewards", "closings", "trajectories", "actions",
-    "tombstones", "rollouts", "outcomes", "ledger", "updates", "routes", "applied", "prompts",
+    "tombstones", "rollouts", "funnel", "outcomes", "ledger", "updates", "routes", "applied", "prompts",
     "dead_letters", "dead_actions", "unreadable",
 )  # fmt: skip
 
@@ -85,6 +85,20 @@ def test_the_funnel_has_the_terms_of_the_ledger(index: IndexReader) -> None:
         "GROUP BY reason"
     )
     assert {row["reason"]: row["actions"] for row in untrained} == books.untrained
+
+
+def test_the_table_of_the_funnel_counts_the_actions(index: IndexReader) -> None:
+    columns = "rollout_id, mode, agent, alias, policy, version, term, reason"
+    assert index.rows(
+        f"SELECT {columns}, sum(actions)::BIGINT AS n FROM funnel GROUP BY ALL ORDER BY ALL"
+    ) == index.rows(
+        f"SELECT {columns}, count(*) AS n FROM action_outcomes GROUP BY ALL ORDER BY ALL"
+    )
+    assert {row["run_id"] for row in index.rows("SELECT run_id FROM funnel")} == {
+        "run-1",
+        "run-2",
+        None,
+    }
 
 
 def test_rollouts_are_those_of_the_command_line(index: IndexReader) -> None:
