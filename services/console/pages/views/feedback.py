@@ -77,8 +77,9 @@ FROM live GROUP BY rollout_id ORDER BY value, last_at DESC, rollout_id LIMIT {_W
 )
 
 _CONVERSATIONS = """
-SELECT count(*) AS n FROM rollouts WHERE mode = 'live' AND began_at >= $1
-    AND ($2 IS NULL OR alias = $2)
+SELECT count(*) AS n FROM rollouts
+WHERE mode = 'live' AND ($2 IS NULL OR alias = $2)
+    AND (began_at >= $1 OR rollout_id IN (SELECT rollout_id FROM rewards WHERE event_time >= $1))
 """
 
 _NAMES = """
