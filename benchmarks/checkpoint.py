@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.forest import NO_WATCH, demo_batch
 from benchmarks.tables import table
 from fulgurite.events import Probe
@@ -56,7 +54,7 @@ def main() -> None:
     # A batch of the demo's size, of which a small part is enough for a step.
     batch = [demo_batch(8, 6, trainer.vocabulary, seed=1)]
     trainer.train([batch[0][:8]], 1)
-    probe = Probe(token_ids=pack_ids([1, 2]), logprobs=pack_logprobs([np.float32(-1.0)]))
+    probe = Probe(token_ids=pack_ids([1, 2]), logprobs=pack_logprobs([-1.0]))
     rows: list[list[Any]] = []
     with tempfile.TemporaryDirectory() as name:
         store = CheckpointStore(Path(name), "policy")

@@ -47,7 +47,7 @@ def test_a_ray_cluster_fits_the_schema_of_kuberay_and_its_pods_that_of_kubernete
         if workload.kind == "RayCluster":
             pod = {"apiVersion": "v1", "kind": "Pod", **workload.spec["template"]}
             kubernetes_validate.validate(pod, version, strict=True)
-    misspelled = {**cluster["spec"], "workerGroupSpec": []}
+    misspelled: dict[str, Any] = {**cluster["spec"], "workerGroupSpec": []}
     with pytest.raises(jsonschema.ValidationError, match="workerGroupSpec"):
         jsonschema.validate(misspelled, closed(schema))
 

@@ -83,10 +83,11 @@ def test_a_checkpoint_from_before_sizes_were_kept_is_taken(store: CheckpointStor
     assert found[0].files == {}
 
 
-def test_batches_stay_until_the_next_tensors(store: CheckpointStore) -> None:
-    def write_batch(path: Path) -> None:
-        path.write_bytes(b"batch")
+def write_batch(path: Path) -> None:
+    path.write_bytes(b"batch")
 
+
+def test_batches_stay_until_the_next_tensors(store: CheckpointStore) -> None:
     for serial in (3, 4):
         store.write(state(serial), None, write_batch)
     store.write(state(5), None)
@@ -108,7 +109,7 @@ def test_tensors_written_beside_the_loop_replace_the_batches_up_to_their_step(
     store: CheckpointStore,
 ) -> None:
     for serial in (3, 4):
-        store.write(state(serial), None, lambda path: path.write_bytes(b"batch"))
+        store.write(state(serial), None, write_batch)
     beside = store.folder_beside(3)
     (beside / "new.bin").write_bytes(bytes(7))
     found = store.latest()
