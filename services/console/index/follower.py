@@ -128,6 +128,7 @@ class LogFollower:
                 if place not in known and topic.retention_ms > 0:
                     unread.append(starts[-1])
         self._skip_old(consumer, unread)
+        self._writer.begin({place: self._next[place] for place in self._next.keys() - known.keys()})
         consumer.assign(starts)
         return dict(self._ends)
 

@@ -13,12 +13,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from fulgurite.avro.codec import Codec
 from fulgurite.cost.prices import Prices
 from fulgurite.enums import UpdateKind
 from fulgurite.events import PolicyUpdate
 from fulgurite.learning.batching import LEARNER
 from fulgurite.learning.policy_epochs import PolicyEpochs
+from services.common.kafka.dead_letters import words_of
 from services.console.index.batch import Batch, LogRecord
 from services.console.index.database import (
     LAYOUT,
@@ -97,6 +100,9 @@ class IndexWriter:
         except BaseException:
             self._db.close()
             raise
+        db = duckdb()
+        self._unusable = (db.DataError, db.InvalidInputException, ValueError, OverflowError)
+        """What a record raises whose values do not fit."""
         self._columns = self._read_columns()
         self._epochs = self._read_epochs()
 
@@ -119,18 +125,42 @@ class IndexWriter:
 
         Records below the positions are in the index already, and are left out.
         """
+        # A record with a value that no column takes must not stop the others: halve until it is
+        # alone, and name it.
+        try:
+            self._write(records, ends or {}, gaps)
+        except self._unusable as error:
+            if len(records) > 1:
+                half = len(records) // 2
+                self.write(records[:half], None, gaps)
+                self.write(records[half:], ends)
+            elif records and records[0].event is not None:
+                nameless = replace(records[0], event=None, error=words_of(error))
+                self._write([nameless], ends or {}, gaps)
+            else:
+                raise
+
+    def begin(self, starts: Mapping[Position, int]) -> None:
+        """Note where partitions are read from that were never read before."""
+        with self.transaction():
+            self._write_positions({place: (start, None) for place, start in starts.items()}, {})
+
+    def _write(
+        self, records: Sequence[LogRecord], ends: Mapping[Position, int], gaps: Sequence[Gap]
+    ) -> None:
         known = self.positions()
         batch = Batch(
             self._codec.decode, self._epochs, self._prefix, self._characters, self._keeps_payloads
         )
-        for record in records:
-            if record.offset >= known.get((record.topic, record.partition), 0):
-                batch.add(record)
         try:
+            for record in records:
+                if record.offset >= known.get((record.topic, record.partition), 0):
+                    batch.add(record)
             with self.transaction():
                 self._write_rows(batch)
                 self._write_gaps(gaps)
-                self._write_positions(batch, ends or {}, gaps)
+                read = {place: (end, None) for place, _, end in gaps} | batch.positions
+                self._write_positions(read, ends)
                 self._refresh(self._groups_of(batch))
         except BaseException:
             # The fold went on with updates that were not written.
@@ -358,10 +388,9 @@ class IndexWriter:
         )
 
     def _write_positions(
-        self, batch: Batch, ends: Mapping[Position, int], gaps: Sequence[Gap]
+        self, read: Mapping[Position, tuple[int, int | None]], ends: Mapping[Position, int]
     ) -> None:
-        """Move the positions behind the batch, and behind gaps; note the ends that are known."""
-        read = {place: (end, None) for place, _, end in gaps} | batch.positions
+        """Move positions, given with the last record's time, and note the ends that are known."""
         places = sorted(read.keys() | ends.keys())
         columns = (
             [topic for topic, _ in places],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -25,7 +24,7 @@ from tests.services.console.index.recorded_log import (
     open_writer,
     record_everything,
 )
-from tests.synthetic import group_id, rollout_id
+from tests.synthetic import group_id, make_call, rollout_id
 
 LOG = record_everything()
 TABLES = (
@@ -270,18 +269,31 @@ def test_a_gap_is_noted_and_read_over(tmp_path: Path) -> None:
     assert reader.rows("SELECT topic, records FROM lag") == [{"topic": "llm.calls", "records": 10}]
 
 
-def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
+def test_a_record_with_a_value_that_does_not_fit_is_named_and_stops_no_other(
+    index: IndexReader, tmp_path: Path
+) -> None:
     path = tmp_path / "index.duckdb"
+    hostile = RecordedLog()
+    hostile.append(msgspec.structs.replace(make_call(1, 0, 7), started_at=2**62))
+    (record,) = hostile.records
+    record = msgspec.structs.replace(record, offset=500)
     writer = open_writer(path)
-    broken: Any = {("llm.calls", 0): "no number"}
-    with pytest.raises(Exception, match="no number"):
-        writer.write(LOG.records, broken)
-    assert writer.positions() == {}
-    writer.write(LOG.records)
-    assert len(writer.positions()) > 0
+    writer.write([*LOG.records, record])
     writer.close()
-    found = IndexReader(path).rows("SELECT count(*) AS n FROM versions")
-    assert found == [{"n": 2}]
+    reader = IndexReader(path)
+    (named,) = reader.rows('SELECT topic, error FROM unreadable WHERE "offset" = 500')
+    assert named["topic"] == "llm.calls"
+    assert "ConversionException" in named["error"]
+    found, expected = contents(path), contents(index.path)
+    assert {**found, "unreadable": []} == {**expected, "unreadable": []}
+
+
+def test_where_a_partition_is_read_from_is_no_gap(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "index.duckdb")
+    writer.begin({("llm.calls", 0): 30})
+    assert writer.positions() == {("llm.calls", 0): 30}
+    assert writer.execute("SELECT count(*) FROM gaps") == [(0,)]
+    writer.close()
 
 
 def test_an_index_of_another_deployment_is_refused(tmp_path: Path) -> None:
