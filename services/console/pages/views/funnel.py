@@ -25,36 +25,34 @@ from services.console.pages.reading import Asked, Row
 from services.console.pages.view import View
 
 _WHERE = """
-($1 IS NULL OR rollout.run_id = $1) AND ($2 IS NULL OR action.agent = $2)
-    AND ($3 IS NULL OR action.mode = $3) AND ($4 IS NULL OR action.policy = $4)
+($1 IS NULL OR funnel.run_id = $1) AND ($2 IS NULL OR funnel.agent = $2)
+    AND ($3 IS NULL OR funnel.mode = $3) AND ($4 IS NULL OR funnel.policy = $4)
 """
 
 _OUTCOMES = f"""
-SELECT action.term, action.reason, count(*) AS actions
-FROM action_outcomes AS action LEFT JOIN rollouts AS rollout USING (rollout_id)
-WHERE {_WHERE} GROUP BY action.term, action.reason ORDER BY actions DESC
+SELECT term, reason, sum(actions)::BIGINT AS actions FROM funnel
+WHERE {_WHERE} GROUP BY term, reason ORDER BY actions DESC
 """
 
 _STAGES = f"""
-SELECT count(*) AS actions,
-    count(*) FILTER (episode.episode_id IS NOT NULL) AS in_episodes,
-    count(*) FILTER (EXISTS (
-        SELECT 1 FROM actions WHERE actions.call_id = action.call_id
-            AND actions.choice = action.choice AND actions.loss
-    )) AS in_trajectories,
-    count(*) FILTER (action.term IN ('trained', 'amended')) AS trained
-FROM action_outcomes AS action
-LEFT JOIN rollouts AS rollout USING (rollout_id)
-LEFT JOIN (SELECT DISTINCT ON (rollout_id) rollout_id, episode_id FROM episodes) AS episode
-    USING (rollout_id)
+SELECT sum(actions)::BIGINT AS actions,
+    coalesce(sum(actions) FILTER (rollout.outcome <> 'open'), 0)::BIGINT AS in_episodes,
+    (
+        SELECT count(*) FROM actions AS action JOIN rollouts AS owner USING (rollout_id)
+        WHERE action.loss AND ($1 IS NULL OR owner.run_id = $1)
+            AND ($2 IS NULL OR action.agent = $2) AND ($3 IS NULL OR owner.mode = $3)
+            AND ($4 IS NULL OR owner.policy = $4)
+    ) AS in_trajectories,
+    coalesce(sum(actions) FILTER (term IN ('trained', 'amended')), 0)::BIGINT AS trained
+FROM funnel LEFT JOIN rollouts AS rollout USING (rollout_id)
 WHERE {_WHERE}
 """
 
 _BY = {
-    "role": "CASE action.agent WHEN '' THEN '(no role)' ELSE action.agent END",
-    "run": "coalesce(rollout.run_id, '(no run)')",
-    "policy": "coalesce(action.policy, '(no policy)')",
-    "mode": "action.mode",
+    "role": "CASE agent WHEN '' THEN '(no role)' ELSE agent END",
+    "run": "coalesce(run_id, '(no run)')",
+    "policy": "coalesce(policy, '(no policy)')",
+    "mode": "mode",
 }
 """What a table can be split by. These are constants: an address only chooses one."""
 
@@ -78,8 +76,8 @@ def content(asked: Asked) -> Sequence[Block]:
         return [form, nothing(asked.address)]
     outcomes = asked.rows(_OUTCOMES, *wanted)
     split = asked.rows(
-        f"SELECT {_BY[by]} AS name, action.term, count(*) AS actions FROM action_outcomes AS action"
-        f" LEFT JOIN rollouts AS rollout USING (rollout_id) WHERE {_WHERE} GROUP BY 1, 2",
+        f"SELECT {_BY[by]} AS name, term, sum(actions)::BIGINT AS actions FROM funnel "
+        f"WHERE {_WHERE} GROUP BY 1, 2",
         *wanted,
     )
     return [

@@ -30,17 +30,18 @@ from services.console.pages.view import View
 _COUNTED = tuple(term for term in TERMS if term != "recorded")
 
 _TERMS = """
-SELECT policy, term, count(*) AS actions FROM action_outcomes
+SELECT policy, term, sum(actions)::BIGINT AS actions FROM funnel
 WHERE term <> 'recorded' GROUP BY policy, term
 """
 
 _RECORDED = """
-SELECT reason, count(*) AS actions FROM action_outcomes
+SELECT reason, sum(actions)::BIGINT AS actions FROM funnel
 WHERE term = 'recorded' GROUP BY reason ORDER BY actions DESC
 """
 
 _OPEN = """
-SELECT reason, count(*) AS actions, min(started_at) AS oldest FROM action_outcomes
+SELECT reason, sum(actions)::BIGINT AS actions, min(began_at) AS oldest
+FROM funnel LEFT JOIN rollouts USING (rollout_id)
 WHERE term = 'open' GROUP BY reason ORDER BY actions DESC
 """
 
@@ -144,7 +145,7 @@ def accounts(terms: Sequence[Row]) -> Table:
 def open_actions(rows: Sequence[Row], now: int) -> Table:
     """What open actions wait for."""
     return Table(
-        (Column("Waits for"), Column("Actions", number=True), Column("Oldest")),
+        (Column("Waits for"), Column("Actions", number=True), Column("Oldest rollout")),
         tuple(
             (cell(row["reason"]), cell(row["actions"]), cell(ago(row["oldest"], now)))
             for row in rows
