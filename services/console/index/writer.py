@@ -101,7 +101,13 @@ class IndexWriter:
             self._db.close()
             raise
         db = duckdb()
-        self._unusable = (db.DataError, db.InvalidInputException, ValueError, OverflowError)
+        self._unusable = (
+            db.DataError,
+            db.InvalidInputException,
+            ValueError,
+            ArithmeticError,
+            RecursionError,
+        )
         """What a record raises whose values do not fit."""
         self._columns = self._read_columns()
         self._epochs = self._read_epochs()
