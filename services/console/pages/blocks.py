@@ -173,6 +173,8 @@ class Chart:
     """Pixels."""
     sideways: bool = False
     """Whether bars lie."""
+    legend: bool = False
+    """Whether a single series is named, too."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ _FEW = 60
 def options(chart: Chart) -> dict[str, Any]:
     """The options of a chart."""
     shown = [series.name for series in chart.series if not series.hidden]
-    has_legend = len(shown) > 1
+    has_legend = chart.legend or len(shown) > 1
     x, y = _axis(chart.x, chart, is_x=True), _axis(chart.y, chart, is_x=False)
     if chart.sideways:
         x, y = y, x | {"inverse": True}
@@ -93,7 +93,7 @@ def _axis(axis: Axis, chart: Chart, *, is_x: bool) -> dict[str, Any]:
         "nameGap": 28 if lies else 50,
         "nameTextStyle": {"color": _QUIET},
         "axisLabel": {"color": _INK, "hideOverlap": True, "fontSize": 12},
-        "axisLine": {"show": is_x, "lineStyle": {"color": _QUIET}},
+        "axisLine": {"show": is_x, "onZero": False, "lineStyle": {"color": _QUIET}},
         "axisTick": {"show": is_x, "lineStyle": {"color": _QUIET}},
         "splitLine": {"show": not is_x, "lineStyle": {"color": _LINE}},
     }
@@ -199,7 +199,7 @@ def _marks(marks: tuple[Mark, ...], sideways: bool) -> dict[str, Any]:
             "silent": True,
             "symbol": "none",
             "lineStyle": {"color": _QUIET, "type": "dotted"},
-            "label": {"color": _INK, "position": "insideEndTop", "formatter": "{b}"},
+            "label": {"color": _INK, "position": "insideStartTop", "formatter": "{b}"},
             "data": [
                 {
                     "name": mark.label,

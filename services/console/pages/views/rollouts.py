@@ -70,7 +70,7 @@ def content(asked: Asked) -> Sequence[Block]:
         order = {"best": "reward DESC", "worst": "reward", "random": "hash(rollout_id)"}[kind]
         rows = asked.rows(
             f"SELECT * FROM rollouts WHERE {_WHERE} AND version IS NOT NULL AND reward IS NOT NULL "
-            f"QUALIFY row_number() OVER (PARTITION BY version ORDER BY {order}, rollout_id) "
+            f"QUALIFY row_number() OVER (PARTITION BY version ORDER BY {order}, hash(rollout_id)) "
             f"<= {_SAMPLES} ORDER BY began_at DESC LIMIT 200",
             *wanted,
         )

@@ -393,6 +393,7 @@ def failures(rows: Sequence[Row]) -> Chart:
             )
             for kind in kinds[:_MOST_COMPARED]
         ),
+        legend=True,
     )
 
 
