@@ -39,7 +39,7 @@ async def run(settings: IndexSettings, pages: PageSettings, kafka: KafkaSettings
     index.start()
     serving = asyncio.create_task(serve(app, listening, stop))
     reading = asyncio.create_task(asyncio.to_thread(index.wait))
-    logs.get(__name__).info("ready", index=str(settings.index), address=pages.address)
+    logs.get(__name__).info("ready", index=str(settings.index), port=listening.getsockname()[1])
     try:
         await asyncio.wait((serving, reading), return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -50,6 +50,7 @@ class Console:
         environment = self._deployment.environment | {
             "FULGURITE_CONSOLE_INDEX": str(self.path),
             "FULGURITE_CONSOLE_RETENTION_DAYS": "36500",
+            "FULGURITE_CONSOLE_PORT": "0",
         }
         process = ChildProcess(
             [sys.executable, "-m", "services.console.main"], log, env=environment

@@ -64,12 +64,6 @@ class PageSettings(BaseSettings):
             )
         return self
 
-    @property
-    def address(self) -> str:
-        """Where a browser on this machine finds the console."""
-        host = f"[{self.console_host}]" if ":" in self.console_host else self.console_host
-        return f"http://{host}:{self.console_port}"
-
     def hosts(self) -> frozenset[str]:
         """Host names that browsers may ask for."""
         return frozenset((*_LOCAL, self.console_host.lower(), *self.console_allowed_hosts))
