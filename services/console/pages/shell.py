@@ -38,6 +38,9 @@ AT_LEAST_EVERY_S = 15.0
 RESPONSE_S = 30.0
 """How long a page may take before an error is shown instead."""
 
+CONNECTED_S = 90.0
+"""How long a page may take to open its web socket."""
+
 logger = logs.get()
 
 
@@ -115,7 +118,11 @@ class Shell:
         grown = asyncio.Event()
 
         async def follow() -> None:
-            await client.connected()
+            try:
+                await client.connected(CONNECTED_S)
+            except TimeoutError:
+                # A program asked for the page, which opens no web socket.
+                return
             end = self._changes.watch(grown.set)
             try:
                 while not client.is_deleted:

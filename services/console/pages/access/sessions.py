@@ -60,7 +60,9 @@ class Sessions:
     def begin(self, role: Role) -> Session:
         """A new session."""
         if len(self._sessions) >= _MOST:
-            self._sessions.pop(next(iter(self._sessions)))
+            # Those who were only asked for a key go first.
+            asked = (one.id for one in self._sessions.values() if one.role == "none")
+            del self._sessions[next(asked, next(iter(self._sessions)))]
         session = Session(
             secrets.token_urlsafe(32),
             secrets.token_urlsafe(32),

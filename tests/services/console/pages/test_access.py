@@ -114,6 +114,14 @@ def test_a_session_ends_after_its_hours_and_when_somebody_leaves() -> None:
     assert browser.get("/").status_code == 303
 
 
+def test_visitors_do_not_end_the_sessions_of_others() -> None:
+    sessions = Sessions(settings())
+    admin = sessions.begin("admin")
+    for _ in range(2000):
+        sessions.begin("none")
+    assert sessions.may_act(admin.id)
+
+
 @pytest.mark.parametrize(
     "headers",
     [
