@@ -40,7 +40,9 @@ class QueryServer:
             self._server = _Server(str(self._path), Handler)
         finally:
             os.umask(before)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="index-queries")
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="index-queries", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:

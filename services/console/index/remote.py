@@ -60,12 +60,12 @@ def ask_writer(index: Path, query: Query, timeout_s: float) -> Answer:
             connection.sendall(asked)
             connection.shutdown(socket.SHUT_WR)
             data = b"".join(iter(lambda: connection.recv(65_536), b""))
-    except OSError as error:
+        reply = msgspec.msgpack.decode(data, type=Reply)
+    except (OSError, msgspec.DecodeError) as error:
         raise NoIndex(
             f"{index} is open in another process, which does not answer at {path} ({error}). "
             "If it is the console, restart it; else end that process."
         ) from error
-    reply = msgspec.msgpack.decode(data, type=Reply)
     if reply.bad_query is not None:
         raise BadQuery(reply.bad_query)
     if reply.answer is None:
