@@ -95,6 +95,16 @@ def test_only_the_gateway_gets_keys(tmp_path: Path) -> None:
     assert (specs["gateway"].env or {}).keys() >= KEYS
 
 
+def test_the_console_has_the_admin_key_alone_and_the_lowest_priority(tmp_path: Path) -> None:
+    stack = LocalStack(StackOptions(data=tmp_path, model=tiny_model(), console=True))
+    console = services(stack)["console"]
+    environment = console.env or {}
+    assert KEYS & environment.keys() == {"FULGURITE_ADMIN_KEY"}
+    assert console.argv[:3] == ["nice", "-n", "10"]
+    assert stack.console_url == f"http://127.0.0.1:{environment['FULGURITE_CONSOLE_PORT']}"
+    assert "console" not in services(LocalStack(StackOptions(data=tmp_path, model=tiny_model())))
+
+
 def test_every_service_shows_its_metrics_on_a_port_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

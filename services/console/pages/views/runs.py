@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from fulgurite.versions import Version
 from services.console.pages.address import Address, link
 from services.console.pages.blocks import (
     Axis,
@@ -321,7 +322,7 @@ def by_version(
 ) -> tuple[list[str], Mapping[str, Mapping[str, float]]]:
     """Values by name and by the label of their version, and the labels in order."""
     found: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    versions = {}
+    versions: dict[Version, str] = {}
     for row in rows:
         version = version_of(row["version"])
         if version is not None and row[value] is not None:
@@ -348,7 +349,7 @@ def without_signal(groups: Sequence[Row]) -> Chart:
     """The share of groups that teach nothing, by version."""
     all_groups: Counter[str] = Counter()
     flat: Counter[str] = Counter()
-    versions = {}
+    versions: dict[Version, str] = {}
     for row in groups:
         version = version_of(row["version"])
         if version is None or row["mode"] != "train":
