@@ -77,7 +77,7 @@ def test_later_turns_are_complete(cli: Cli) -> None:
         1, 0, 0, prompt=range(1, 900), messages=[{"role": "user", "content": question}]
     )
     longer = [*range(1, 900), 7, 9, 5]
-    messages = [
+    messages: list[dict[str, object]] = [
         {"role": "user", "content": question},
         {"role": "assistant", "content": "answer 0"},
         {"role": "user", "content": "two"},

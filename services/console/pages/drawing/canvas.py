@@ -116,9 +116,10 @@ class Canvas:
         return update
 
     def _buttons(self, block: Buttons) -> None:
-        for button in block.items:
-            with tag("button", button.label, f"action {button.tone}", type="button") as element:
-                element.on("click", lambda _, button=button: self._act(button))
+        with tag("div", classes="buttons"):
+            for button in block.items:
+                with tag("button", button.label, f"action {button.tone}", type="button") as element:
+                    element.on("click", lambda _, button=button: self._act(button))
 
 
 def _fits(shown: Block, block: Block) -> bool:

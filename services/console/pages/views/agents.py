@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from services.console.pages.address import link
 from services.console.pages.blocks import (
     Axis,
     Block,
@@ -17,13 +16,16 @@ from services.console.pages.blocks import (
     Series,
     Table,
 )
-from services.console.pages.formats import ago, cell, fixed, number, seconds, share
+from services.console.pages.formats import cell, fixed, number, seconds, share
 from services.console.pages.reading import Asked, Row
+from services.console.pages.rollout_links import rollout_cell
 from services.console.pages.view import View
 from services.console.pages.window import choice_field, since, window_field
 
 NO_ROLE = "(no role)"
 _DEEPEST = 12
+_INDENT = "\u2003"
+"""A space that browsers keep."""
 
 _ROLES = """
 SELECT call.alias, call.agent, count(*) AS calls, count(DISTINCT call.rollout_id) AS rollouts,
@@ -31,7 +33,7 @@ SELECT call.alias, call.agent, count(*) AS calls, count(DISTINCT call.rollout_id
     count(*) FILTER (call.finish_reason = 'length') AS cut,
     sum(call.prompt_tokens)::BIGINT AS prompt_tokens,
     sum(call.completion_tokens)::BIGINT AS completion_tokens,
-    median(call.milliseconds) / 1000 AS seconds, max(call.started_at) AS last_at
+    median(call.milliseconds) / 1000 AS seconds
 FROM calls AS call LEFT JOIN rollouts AS rollout USING (rollout_id)
 WHERE call.started_at >= $1 AND ($2 IS NULL OR rollout.run_id = $2)
 GROUP BY call.alias, call.agent ORDER BY calls DESC, call.alias, call.agent
@@ -84,7 +86,7 @@ def content(asked: Asked) -> Sequence[Block]:
     credit, outcomes = asked.rows(_CREDIT, *chosen), asked.rows(_OUTCOMES, *chosen)
     return [
         filters,
-        roles_table(roles, credit, outcomes, asked.now_ms),
+        roles_table(roles, credit, outcomes),
         Columns(charts(roles, credit)),
         tree_table(asked.rows(_STARTED, *chosen)),
         failures_table(asked.rows(_FAILURES, *chosen)),
@@ -105,9 +107,7 @@ def role_name(agent: str | None) -> str:
     return agent or NO_ROLE
 
 
-def roles_table(
-    roles: Sequence[Row], credit: Sequence[Row], outcomes: Sequence[Row], now_ms: int
-) -> Table:
+def roles_table(roles: Sequence[Row], credit: Sequence[Row], outcomes: Sequence[Row]) -> Table:
     """One row per alias and role."""
     earned = {row["agent"]: row for row in credit}
     trained = {row["agent"]: row for row in outcomes}
@@ -125,7 +125,6 @@ def roles_table(
             Column("Median call", number=True),
             Column("Mean credit", number=True, note="Of the role's actions that carry loss"),
             Column("Trained", number=True, note="Share of the role's actions"),
-            Column("Last call"),
         ),
         tuple(
             (
@@ -145,7 +144,6 @@ def roles_table(
                         trained.get(row["agent"], none).get("actions"),
                     )
                 ),
-                cell(ago(row["last_at"], now_ms)),
             )
             for row in roles
         ),
@@ -200,7 +198,7 @@ def tree_table(started: Sequence[Row]) -> Table:
         ),
         tuple(
             (
-                cell(f"{'    ' * depth}{'└ ' if depth else ''}{role_name(row['agent'])}"),
+                cell(f"{_INDENT * depth}{'└ ' if depth else ''}{role_name(row['agent'])}"),
                 cell(row["rollouts"]),
                 cell(row["calls"]),
             )
@@ -254,7 +252,7 @@ def failures_table(failures: Sequence[Row]) -> Table:
                 cell(row["failure"], tone="bad"),
                 cell(number(row["calls"])),
                 cell(row["error"]),
-                cell(row["rollout_id"], link("/timeline", rollout=row["rollout_id"]), most=40),
+                rollout_cell(row["rollout_id"]),
             )
             for row in failures
         ),

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.console.pages.address import link
 from services.console.pages.blocks import (
     Axis,
     Block,
@@ -22,6 +21,7 @@ from services.console.pages.blocks import (
 )
 from services.console.pages.formats import ago, cell, fixed, milliseconds, number, share
 from services.console.pages.reading import Asked, Row
+from services.console.pages.rollout_links import rollout_cell
 from services.console.pages.view import View
 from services.console.pages.window import choice_field, since, window, window_field
 
@@ -114,6 +114,7 @@ def content(asked: Asked) -> Sequence[Block]:
         return [filters, nothing_given(conversations)]
     return [
         filters,
+        *pinned(asked.address.get("pin")),
         figures(totals, conversations, asked.now_ms),
         Columns(
             (
@@ -122,7 +123,6 @@ def content(asked: Asked) -> Sequence[Block]:
             )
         ),
         worst_table(asked, asked.rows(_BAD, *chosen)),
-        *pinned(asked.address.get("pin")),
     ]
 
 
@@ -214,7 +214,7 @@ def worst_table(asked: Asked, rows: Sequence[Row]) -> Table:
         ),
         tuple(
             (
-                cell(row["rollout_id"], link("/timeline", rollout=row["rollout_id"]), most=40),
+                rollout_cell(row["rollout_id"]),
                 cell(fixed(row["value"], 2), tone="bad" if row["value"] <= 0 else "plain"),
                 cell(row["version"]),
                 cell(row["calls"]),

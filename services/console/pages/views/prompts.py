@@ -79,11 +79,13 @@ def lines_of(row: Row | None) -> list[str]:
     """What a version changes, in lines; none for what the agent sends."""
     if row is None:
         return []
-    parts = [
+    sections: dict[str, str] = row["sections"] or {}
+    tools: dict[str, str] = row["tools"] or {}
+    parts: list[tuple[str, str | None]] = [
         ("system prompt", row["system"]),
         ("prefix", row["prefix"]),
-        *((f"section {name}", text) for name, text in sorted((row["sections"] or {}).items())),
-        *((f"tool {name}", text) for name, text in sorted((row["tools"] or {}).items())),
+        *((f"section {name}", text) for name, text in sorted(sections.items())),
+        *((f"tool {name}", text) for name, text in sorted(tools.items())),
     ]
     lines = [line for title, text in parts if text for line in (f"-- {title}", *text.splitlines())]
     try:

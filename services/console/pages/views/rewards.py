@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from services.console.pages.address import link
 from services.console.pages.blocks import (
     Axis,
     Block,
@@ -20,6 +19,7 @@ from services.console.pages.blocks import (
 )
 from services.console.pages.formats import ago, cell, fixed, number, share
 from services.console.pages.reading import Asked, Row
+from services.console.pages.rollout_links import rollout_cell
 from services.console.pages.view import View
 from services.console.pages.window import choice_field, since, window, window_field
 
@@ -228,7 +228,7 @@ def errors_table(errors: Sequence[Row], now_ms: int) -> Table:
                 cell(row["times"]),
                 cell(row["source"], most=40),
                 cell(ago(row["last_at"], now_ms)),
-                cell(row["rollout_id"], link("/timeline", rollout=row["rollout_id"]), most=40),
+                rollout_cell(row["rollout_id"]),
             )
             for row in errors
         ),
@@ -289,7 +289,7 @@ def apart_table(rows: Sequence[Row], pair: tuple[str, str]) -> Table:
         ),
         tuple(
             (
-                cell(row["rollout_id"], link("/timeline", rollout=row["rollout_id"]), most=40),
+                rollout_cell(row["rollout_id"]),
                 cell(fixed(row["first"])),
                 cell(fixed(row["second"])),
                 cell(row["version"]),

@@ -92,9 +92,8 @@ def nothing_routed() -> Notice:
 def variant_of(target: Mapping[str, Any]) -> str:
     """The name of a target, as routes and calls name variants."""
     name = f"upstream:{target['upstream']}" if target["upstream"] else target["version"]
-    settings = "".join(
-        f",{name}={value:g}" for name, value in sorted((target["parameters"] or {}).items())
-    )
+    parameters: dict[str, float] = target["parameters"] or {}
+    settings = "".join(f",{key}={value:g}" for key, value in sorted(parameters.items()))
     return f"{name or target['policy']}{settings}"
 
 
@@ -236,7 +235,7 @@ def changes(written: Sequence[Row]) -> list[tuple[Row, str]]:
 
 
 def _shares(route: Row | None) -> dict[str, float]:
-    targets = route["targets"] if route is not None else []
+    targets: list[Mapping[str, Any]] = route["targets"] if route is not None else []
     total = sum(target["weight"] for target in targets)
     return {variant_of(target): target["weight"] / total for target in targets if total}
 

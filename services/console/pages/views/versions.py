@@ -186,7 +186,6 @@ def versions_table(
             Column("Training reward", number=True, note="Of the rollouts that it answered"),
             Column("Served", note="Backends that serve it, and its share of routes"),
             Column("Weights"),
-            Column("Size", number=True),
         ),
         tuple(
             (
@@ -204,7 +203,6 @@ def versions_table(
                     weights_state(row["artifact_uri"]),
                     tone=_WEIGHTS.get(weights_state(row["artifact_uri"]), "plain"),
                 ),
-                cell(size(row["artifact_bytes"])),
             )
             for row in versions
         ),
@@ -255,7 +253,12 @@ def lineage_table(
         ("Versions trained from it", ", ".join(children) or None, None),
         ("Held-out reward", score(scores.get((row["version"], "val"))), None),
         ("Training reward", score(scores.get((row["version"], "train"))), None),
-        ("Weights", f"{weights_state(row['artifact_uri'])}: {row['artifact_uri'] or '–'}", None),
+        (
+            "Weights",
+            f"{weights_state(row['artifact_uri'])}, {size(row['artifact_bytes'])}: "
+            f"{row['artifact_uri'] or '–'}",
+            None,
+        ),
         ("SHA-256", row["artifact_sha256"], None),
         ("Metrics of the step", "loss, entropy, drift …", link("/step", version=row["version"])),
     )

@@ -91,7 +91,7 @@ def test_sub_agents_stand_below_the_agent_that_started_them(index: MemoryIndex) 
     add_call(index, "c4", "alone", "who was never seen")
     tree = only(agents.content(asked(index, "/agents")), Table)[1]
     names = [row[0] for row in texts(tree.rows)]
-    assert [name.strip("└ ") for name in names] == ["alone", "main", "search", "read"]
+    assert names == ["alone", "main", "\u2003└ search", "\u2003\u2003└ read"]
 
 
 def test_agents_that_start_one_another_are_listed_once() -> None:
