@@ -1,5 +1,4 @@
-"""The console's index: how fast it reads, how large it is, how long each view's queries take;
-figures and their reading: `benchmarks/console.md`.
+"""The console's index: how fast it reads, how large it is, how long each view's queries take.
 
 `python -m benchmarks.console --calls 100000`: a real broker on this machine; the same records are
 read by a bare consumer, which decodes nothing, then by one that decodes, then into the index.
