@@ -157,7 +157,7 @@ def chosen_runs(address: Address, known: Sequence[str]) -> list[str]:
 
 def run_table(runs: Sequence[Row], address: Address, compared: Sequence[str], now: int) -> Table:
     """All runs, the newest first."""
-    wanted = compared if address.get("with") else []
+    wanted: Sequence[str] = compared if address.get("with") else ()
 
     def toggle(run: str) -> Cell:
         rest = [name for name in wanted if name != run]
