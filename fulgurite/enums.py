@@ -214,6 +214,27 @@ class PromptKind(StrEnum):
     """A new version of the prompt, in force from now on."""
     rollback = "rollback"
     """An earlier version, or none, is in force again."""
+    candidate = "candidate"
+    """A version that is in force only where a rollout names it."""
+    refused = "refused"
+    """A text that became no version; the reason says why."""
+    proposed = "proposed"
+    """A candidate that did better than the version in force; a person decides."""
+    promoted = "promoted"
+    """A candidate is in force from now on."""
+
+
+class TuningStage(StrEnum):
+    """What a score of a tuning is for."""
+
+    unknown = "unknown"
+    """A stage from a newer version."""
+    training = "training"
+    """Of a training task: examples and reflection are from it."""
+    validation = "validation"
+    """Of a validation task: candidates are chosen by it."""
+    comparison = "comparison"
+    """Of a validation task, with new rollouts: the best candidate is compared by it."""
 
 
 class ArtifactFormat(StrEnum):

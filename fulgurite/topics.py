@@ -22,6 +22,8 @@ from fulgurite.events import (
     PolicyApplied,
     PolicyRoute,
     PolicyUpdate,
+    PromptScore,
+    PromptTuning,
     PromptUpdate,
     Tombstone,
     Trajectory,
@@ -102,7 +104,9 @@ TRAJECTORIES = Topic(
 POLICY_UPDATES = Topic("policy.updates", Key.policy, 1, "delete", -1, (PolicyUpdate,))
 POLICY_ROUTES = Topic("policy.routes", Key.alias, 1, "compact", -1, (PolicyRoute,))
 POLICY_APPLIED = Topic("policy.applied", Key.policy, 1, "delete", _MONTH_MS, (PolicyApplied,))
-PROMPT_UPDATES = Topic("prompt.updates", Key.alias, 1, "delete", -1, (PromptUpdate,))
+PROMPT_UPDATES = Topic(
+    "prompt.updates", Key.alias, 1, "delete", -1, (PromptUpdate, PromptTuning, PromptScore)
+)
 TRAINING_LEDGER = Topic(
     "training.ledger", Key.group, GROUP_PARTITIONS, "delete", -1, (LedgerEntry,)
 )

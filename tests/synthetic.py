@@ -151,6 +151,7 @@ def make_declared(
     max_attempts: int = 1,
     task: str = '{"question": "1+1"}',
     run_id: str | None = None,
+    prompt_version: str | None = None,
 ) -> AgentStatus:
     """The declaration of a group."""
     return AgentStatus(
@@ -173,6 +174,7 @@ def make_declared(
             task=task,
             run_id=run_id,
             max_attempts=max_attempts,
+            prompt_version=prompt_version,
         ),
     )
 

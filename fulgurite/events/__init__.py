@@ -22,7 +22,14 @@ from fulgurite.events.policies import (
     Probe,
     RouteTarget,
 )
-from fulgurite.events.prompts import Demonstration, DemonstrationCall, PromptUpdate
+from fulgurite.events.prompts import (
+    Demonstration,
+    DemonstrationCall,
+    PromptCost,
+    PromptScore,
+    PromptTuning,
+    PromptUpdate,
+)
 from fulgurite.events.rollouts import AgentReward, AgentStatus, Declaration
 from fulgurite.events.trajectories import Action, GroupClosed, Tombstone, Trajectory
 
@@ -50,6 +57,9 @@ __all__ = [
     "PolicyUpdate",
     "Position",
     "Probe",
+    "PromptCost",
+    "PromptScore",
+    "PromptTuning",
     "PromptUpdate",
     "RouteTarget",
     "Sampling",
@@ -69,6 +79,8 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     PolicyRoute,
     PolicyApplied,
     PromptUpdate,
+    PromptTuning,
+    PromptScore,
     LedgerEntry,
     DeadLetter,
 )

@@ -32,6 +32,10 @@ class Declaration(EventStruct, frozen=True, kw_only=True):
     """The run this group belongs to."""
     max_attempts: int
     """Tries per rollout, at least 1."""
+    prompt_version: str | None = None
+    """Version of the alias's prompt that its rollouts are served with, `none` for what the agent
+    sends; null: the one in force.
+    """
 
 
 class AgentStatus(Event, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """Folds `prompt.updates`: which versions there are, and which one is in force for a rollout.
 
 The first event of an alias's version wins; a later one with the same number is ignored. Events that
-are read twice change nothing.
+are read twice change nothing. A candidate is in force only for rollouts that name it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ EFFECT_DELAY_MS = 2_000
 """A change counts for rollouts that begin this long after it. Gateways have read it by then, so
 that no rollout begins with one version and goes on with another.
 """
+
+AS_SENT = "none"
+"""Names no version: requests are served as the agent sends them."""
 
 Scope = tuple[str, str | None]
 """Alias, and the role or None."""
@@ -45,17 +48,23 @@ class PromptHistory:
             return
         self._seen.add(event.event_id)
         versions = self._versions.setdefault(event.alias, {})
-        if event.kind is PromptKind.set and _is_new(event.version, versions):
+        is_new = event.kind in _NEW and _is_new(event.version, versions)
+        if is_new:
             versions[str(event.version)] = event
+        if is_new and event.kind is PromptKind.set:
             self._change(event, event)
         elif event.kind is PromptKind.rollback and event.version is None:
             self._change(event, None)
-        elif event.kind is PromptKind.rollback and event.version in versions:
-            self._change(event, versions[event.version])
+        elif event.kind in _RETURNS and event.version in versions:
+            self._change(event, versions[str(event.version)])
 
     def scopes(self) -> list[Scope]:
         """Aliases and roles that ever had a version, in order."""
         return sorted(self._changes, key=lambda scope: (scope[0], scope[1] or ""))
+
+    def aliases(self) -> list[str]:
+        """Aliases with versions, candidates included, in order."""
+        return sorted(alias for alias, versions in self._versions.items() if versions)
 
     def has(self, alias: str) -> bool:
         """Whether the alias ever had a version."""
@@ -74,12 +83,22 @@ class PromptHistory:
         numbers = map(parse_prompt_version, self._versions.get(alias, {}))
         return prompt_version(max(numbers, default=0) + 1)
 
-    def in_force(self, alias: str, role: str, began_at: int) -> PromptUpdate | None:
+    def in_force(
+        self, alias: str, role: str, began_at: int, named: str | None = None
+    ) -> PromptUpdate | None:
         """The version for calls of a role in a rollout that began then, Unix milliseconds.
 
-        A role without a version of its own has the alias's.
+        A role without a version of its own has the alias's. `named`: the version that the rollout
+        names, or AS_SENT. It counts in its own scope: a role's version for calls of that role, any
+        other in place of the alias's.
         """
         own = self._at((alias, role), began_at) if role else None
+        prompt = self.find(alias, named)
+        if prompt is not None and prompt.role is not None:
+            if prompt.role == role:
+                return prompt
+        elif prompt is not None or named == AS_SENT:
+            return own or prompt
         return own or self._at((alias, None), began_at)
 
     def last_change(self, alias: str, role: str | None) -> PromptUpdate | None:
@@ -104,6 +123,10 @@ class PromptHistory:
         changes = self._changes.get(scope, [])
         place = bisect_right(changes, time_ms, key=lambda change: change.from_ms)
         return changes[place - 1].prompt if place else None
+
+
+_NEW = (PromptKind.set, PromptKind.candidate)
+_RETURNS = (PromptKind.rollback, PromptKind.promoted)
 
 
 def _is_new(version: str | None, versions: dict[str, PromptUpdate]) -> bool:

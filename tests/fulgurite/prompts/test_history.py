@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fulgurite.enums import PromptKind
-from fulgurite.events import Event
-from fulgurite.prompts.history import EFFECT_DELAY_MS, PromptHistory
+from fulgurite.events import Event, PromptUpdate
+from fulgurite.prompts.history import AS_SENT, EFFECT_DELAY_MS, PromptHistory
 from tests.fulgurite.prompts.prompt_updates import rollback, version
 from tests.synthetic import make_call
 
@@ -95,3 +97,56 @@ def test_reading_the_log_again_changes_nothing(numbers: list[int], began_at: int
     once, twice = history(*events), history(*events, *events)
     assert in_force(once, began_at) == in_force(twice, began_at)
     assert once.versions("policy") == twice.versions("policy")
+
+
+def candidate(number: int, **fields: Any) -> PromptUpdate:
+    return msgspec.structs.replace(version(number, **fields), kind=PromptKind.candidate)
+
+
+def named(found: PromptHistory, prompt: str, role: str = "") -> str | None:
+    held = found.in_force("policy", role, 100 + EFFECT_DELAY_MS, prompt)
+    return None if held is None else held.version
+
+
+def test_a_candidate_is_in_force_only_where_it_is_named() -> None:
+    found = history(version(1, at=10), candidate(2, at=20), candidate(2, at=21, system="late"))
+    assert in_force(found, 100) == "prompt@1"
+    assert named(found, "prompt@2") == "prompt@2"
+    assert named(found, AS_SENT) is None
+    assert named(found, "prompt@9") == "prompt@1", "the gateway refuses an unknown one before"
+    assert found.next_version("policy") == "prompt@3"
+    assert found.aliases() == ["policy"]
+    assert history(candidate(1)).scopes() == []
+    assert history(rollback(None, at=1)).aliases() == []
+
+
+def test_a_named_version_counts_in_its_own_scope() -> None:
+    found = history(
+        version(1, at=10),
+        version(2, at=20, role="critic"),
+        candidate(3, at=30, role="critic"),
+        candidate(4, at=30),
+    )
+    assert (named(found, "prompt@3", "critic"), named(found, "prompt@3")) == (
+        "prompt@3",
+        "prompt@1",
+    )
+    assert (named(found, "prompt@4", "critic"), named(found, "prompt@4")) == (
+        "prompt@2",
+        "prompt@4",
+    )
+    assert (named(found, AS_SENT, "critic"), named(found, AS_SENT)) == ("prompt@2", None)
+
+
+def test_a_promoted_candidate_is_in_force_and_a_rollback_returns() -> None:
+    promoted = msgspec.structs.replace(
+        rollback("prompt@2", at=30), event_id="up", kind=PromptKind.promoted
+    )
+    proposed = msgspec.structs.replace(
+        rollback("prompt@2", at=25), event_id="may", kind=PromptKind.proposed
+    )
+    unknown = msgspec.structs.replace(promoted, event_id="?", version="prompt@9")
+    found = history(
+        version(1, at=10), candidate(2, at=20), proposed, promoted, unknown, rollback(None, at=40)
+    )
+    assert [in_force(found, at) for at in (29, 30, 40)] == ["prompt@1", "prompt@2", None]
