@@ -41,6 +41,7 @@ from services.local_stack.vllm_settings import VllmSettings
 from services.rewarder.settings import RewarderSettings
 from services.rewards.settings import RewardWorkerSettings
 from services.runner.settings import RunnerSettings
+from services.tuner.settings import TunerSettings
 
 DOCS = Path(__file__).parent
 SCHEMAS = DOCS.parent / "schemas" / "avro"
@@ -60,6 +61,7 @@ SECTIONS: dict[str, type[BaseSettings]] = {
     "Console's index": IndexSettings,
     "Console's pages": PageSettings,
     "Runner (`fulgurite run`)": RunnerSettings,
+    "Tuner (`fulgurite tune`)": TunerSettings,
     "Local vLLM": VllmSettings,
 }
 """Sections of the settings page whose tables come from settings classes."""

@@ -139,9 +139,11 @@ class _Rollout(msgspec.Struct, frozen=True):
 
 
 def _rollouts(group: Group) -> Iterable[_Rollout]:
-    """The rollouts of a declared group of mode `val`."""
+    """The rollouts of a declared group of mode `val`, unless it names a prompt version: what it
+    earned is the prompt's.
+    """
     declaration = group.declaration
-    if declaration is None:
+    if declaration is None or declaration.prompt_version is not None:
         return
     task = task_id(msgspec.json.decode(declaration.task))
     for row in listed(group, Wanted(mode=Mode.val)):

@@ -89,6 +89,10 @@ COMMANDS = {
         "services.cli.track:track",
         "Copy the metrics of versions to TensorBoard, W&B, MLflow or trackio.",
     ),
+    "tune": (
+        "services.cli.tune:tune",
+        "Tune the prompt of an alias: make versions of it, score them, and keep the best.",
+    ),
     "eval": (
         "services.cli.evaluate:evaluate",
         "Compare versions, aliases and other models on the same held-out tasks.",

@@ -11,6 +11,7 @@ from fulgurite.enums import PromptKind
 from fulgurite.events import PromptUpdate
 from fulgurite.ids import derive_id
 from fulgurite.prompts.history import PromptHistory
+from fulgurite.prompts.tuning import edits_of
 from fulgurite.topics import PROMPT_UPDATES
 from services.cli.prompt_files import MAX_CHARACTERS, BadPrompt
 from services.common.kafka.codec import make_codec
@@ -19,9 +20,6 @@ from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.clock import now_ms
 
-EDITS = ("system", "prefix", "sections", "demonstrations", "tools")
-"""The fields of an update that change requests."""
-
 
 def read_prompts(kafka: KafkaSettings) -> PromptHistory:
     """Read every version. Raises LogUnavailable."""
@@ -29,12 +27,6 @@ def read_prompts(kafka: KafkaSettings) -> PromptHistory:
     for record in read_all(kafka, PROMPT_UPDATES, make_codec()):
         history.apply(record.event)
     return history
-
-
-def edits_of(prompt: PromptUpdate | None) -> dict[str, object]:
-    """What a version changes, by field; empty for none."""
-    fields = {} if prompt is None else msgspec.structs.asdict(prompt)
-    return {name: fields[name] for name in EDITS if fields.get(name)}
 
 
 def write_version(kafka: KafkaSettings, edits: PromptUpdate) -> PromptUpdate:
@@ -68,17 +60,25 @@ def write_version(kafka: KafkaSettings, edits: PromptUpdate) -> PromptUpdate:
     return event
 
 
-def write_rollback(
-    kafka: KafkaSettings, alias: str, role: str | None, version: str | None, reason: str
+def write_return(
+    kafka: KafkaSettings,
+    kind: PromptKind,
+    alias: str,
+    role: str | None,
+    version: str | None,
+    reason: str,
 ) -> PromptUpdate:
-    """Put an earlier version in force, or none, and return the event. Raises LogUnavailable."""
+    """Put a version in force that is written already, or none; returns the event.
+
+    `kind`: `rollback` or `promoted`. Raises LogUnavailable.
+    """
     current = read_prompts(kafka).current(alias, role)
     event = PromptUpdate(
         event_id=derive_id("prompt", alias, uuid.uuid4().hex),
         event_time=now_ms(),
         alias=alias,
         role=role,
-        kind=PromptKind.rollback,
+        kind=kind,
         version=version,
         parent=current.version if current is not None else None,
         reason=reason,

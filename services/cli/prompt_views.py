@@ -5,11 +5,12 @@ from __future__ import annotations
 import msgspec
 from rich.table import Column, Table
 
+from fulgurite.enums import PromptKind
 from fulgurite.events import PromptUpdate
 from fulgurite.prompts.demonstrations import chat_messages
 from fulgurite.prompts.history import PromptHistory
+from fulgurite.prompts.tuning import edits_of
 from fulgurite.untrusted_json import encoded
-from services.cli.prompt_log import edits_of
 from services.common.runtime.terminal import plain
 from services.replay.windows import shown
 
@@ -25,7 +26,7 @@ def describe_version(prompt: PromptUpdate, history: PromptHistory) -> dict[str, 
     about = {
         name: value
         for name, value in msgspec.structs.asdict(prompt).items()
-        if name in ("alias", "role", "version", "parent", "reason", "author")
+        if name in ("alias", "role", "kind", "version", "parent", "reason", "author", "tuning")
     }
     return {**about, "written_at": prompt.event_time, "in_force": prompt == current}
 
@@ -48,13 +49,20 @@ def version_table(found: list[PromptUpdate], history: PromptHistory) -> Table:
             plain(one.alias),
             plain(one.role or "all"),
             plain(one.version),
-            "yes" if one == current else "",
+            _state(one, current),
             shown(one.event_time),
             ", ".join(edits_of(one)),
             plain(one.author),
             plain(one.reason),
         )
     return table
+
+
+def _state(prompt: PromptUpdate, current: PromptUpdate | None) -> str:
+    """Whether a version is in force; a candidate is where a rollout names it."""
+    if prompt == current:
+        return "yes"
+    return "where named" if prompt.kind is PromptKind.candidate else ""
 
 
 def edit_lines(prompt: PromptUpdate | None) -> list[str]:

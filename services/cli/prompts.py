@@ -11,7 +11,8 @@ import typer
 
 from fulgurite.enums import PromptKind
 from fulgurite.events import PromptUpdate
-from fulgurite.prompts.history import EFFECT_DELAY_MS, PromptHistory
+from fulgurite.prompts.history import AS_SENT, EFFECT_DELAY_MS, PromptHistory
+from fulgurite.prompts.tuning import edits_of
 from services.cli.errors import report_errors
 from services.cli.gateway_models import GatewaySilent, aliases_of_gateway
 from services.cli.output import print_json, print_table
@@ -22,7 +23,7 @@ from services.cli.prompt_files import (
     read_sections,
     read_text,
 )
-from services.cli.prompt_log import edits_of, read_prompts, write_rollback, write_version
+from services.cli.prompt_log import read_prompts, write_return, write_version
 from services.cli.prompt_views import (
     describe_version,
     edit_lines,
@@ -40,9 +41,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Change the prompts of an alias without changing its agents, and look at their versions.",
 )
-
-NONE = "none"
-"""Stands for what the agent sends itself."""
 
 Alias = Annotated[
     str, typer.Option(metavar="ALIAS", help="Alias: the model name that agents ask for.")
@@ -72,7 +70,7 @@ def list_prompts(
     """
     with report_errors("prompts list"):
         history = read_prompts(answering(KafkaSettings()))
-        aliases = sorted({scope[0] for scope in history.scopes()})
+        aliases = history.aliases()
         if alias is not None and alias not in aliases:
             raise BadPrompt(_no_version_of(alias, aliases))
         chosen = aliases if alias is None else [alias]
@@ -149,7 +147,7 @@ def diff_prompts(
         new = (
             history.current(alias, role) if after is None else _find_or_none(history, alias, after)
         )
-    names = tuple(NONE if one is None else str(one.version) for one in (old, new))
+    names = tuple(AS_SENT if one is None else str(one.version) for one in (old, new))
     texts = edit_lines(old), edit_lines(new)
     lines = list(difflib.unified_diff(*texts, names[0], names[1], lineterm=""))
     console = make_console()
@@ -262,7 +260,7 @@ def roll_back(
         last = history.last_change(alias, role)
         if last is None:
             raise BadPrompt(f"no version was ever set for {scope_text(alias, role)}")
-        target = _find_or_none(history, alias, to or last.parent or NONE)
+        target = _find_or_none(history, alias, to or last.parent or AS_SENT)
         if target is not None and target.role != role:
             raise BadPrompt(
                 f"{target.version} is a version of {scope_text(alias, target.role)}, not of "
@@ -272,7 +270,30 @@ def roll_back(
             named = version_text(target.version if target is not None else None, role)
             raise BadPrompt(f"{named} is in force already")
         version = target.version if target is not None else None
-        written = write_rollback(kafka, alias, role, version, reason)
+        written = write_return(kafka, PromptKind.rollback, alias, role, version, reason)
+    _print_effect(written)
+
+
+@app.command("promote")
+def promote_prompt(
+    alias: Alias,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="The candidate, prompt@N.")],
+    reason: Reason = "promoted by hand",
+) -> None:
+    """Put a candidate in force, such as one that `fulgurite tune` proposes.
+
+    It counts for the role that it was made for, and for rollouts that begin two seconds later or
+    after. Exits 1 if there is no such version, 2 if the log cannot be written.
+
+    Example: `fulgurite prompts promote --alias policy prompt@3`
+    """
+    with report_errors("prompts promote"):
+        kafka = answering(KafkaSettings())
+        history = read_prompts(kafka)
+        prompt = _find(history, alias, version)
+        if prompt == history.current(alias, prompt.role):
+            raise BadPrompt(f"{version} is in force already")
+        written = write_return(kafka, PromptKind.promoted, alias, prompt.role, version, reason)
     _print_effect(written)
 
 
@@ -314,15 +335,15 @@ def _find(history: PromptHistory, alias: str, version: str) -> PromptUpdate:
     if found is None:
         names = [str(one.version) for one in history.versions(alias)]
         if not names:
-            raise BadPrompt(_no_version_of(alias, [scope[0] for scope in history.scopes()]))
+            raise BadPrompt(_no_version_of(alias, history.aliases()))
         raise BadPrompt(f"{alias} has no {version!r}; its versions are: {', '.join(names)}")
     return found
 
 
 def _find_or_none(history: PromptHistory, alias: str, version: str) -> PromptUpdate | None:
-    return None if version == NONE and history.has(alias) else _find(history, alias, version)
+    return None if version == AS_SENT and history.has(alias) else _find(history, alias, version)
 
 
 def _no_version_of(alias: str, aliases: list[str]) -> str:
-    known = ", ".join(sorted(set(aliases))) or "no alias"
+    known = ", ".join(aliases) or "no alias"
     return f"no prompt version was ever set for {alias!r}; versions are set for: {known}"

@@ -30,6 +30,7 @@ from services.rewards.errors import PluginError
 from services.rewards.plugins import RewardPlugin
 from services.rewards.sandbox import check
 from services.runner.errors import BadReward, RunnerError
+from services.runner.jobs import JobQueue
 from services.runner.options import (
     DEFAULT_GIVE_UP_AFTER,
     JUDGE,
@@ -141,6 +142,14 @@ def run(
             help="Model name that the rollouts are declared for, by default FULGURITE_POLICY.",
         ),
     ] = "policy",
+    prompt_version: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            help="Version of the alias's prompt that the rollouts are served with, candidates "
+            "included, or `none` for what the agent sends. Without it, the one in force.",
+        ),
+    ] = None,
     deadline: Annotated[
         float,
         typer.Option(
@@ -248,6 +257,7 @@ def run(
             expert=expert,
             mode=mode,
             model=model,
+            prompt_version=prompt_version,
             deadline_s=deadline,
             max_attempts=max_attempts,
             epochs=epochs,
@@ -294,9 +304,12 @@ def run_command(
     watcher: Watcher,
     settings: RunnerSettings | None = None,
     kafka: KafkaSettings | None = None,
+    jobs: JobQueue | None = None,
 ) -> Summary:
     """Run to the end and return the summary. Raises RunnerError, ProcessError,
     LogUnavailable.
+
+    `jobs`: run these groups, and not the tasks of the file.
 
     SIGINT and SIGTERM end all processes of the run and raise Interrupted; a second signal ends this
     process at once.
@@ -307,7 +320,13 @@ def run_command(
     try:
         return asyncio.run(
             _stoppable(
-                Run(options, settings or RunnerSettings(), kafka or from_environment(), watcher),
+                Run(
+                    options,
+                    settings or RunnerSettings(),
+                    kafka or from_environment(),
+                    watcher,
+                    jobs,
+                ),
                 numbers,
             )
         )

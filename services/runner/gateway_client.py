@@ -79,6 +79,7 @@ class GatewayClient:
         weights: Mapping[str, float],
         credit_rule: str | None = None,
         served_by: str | None = None,
+        prompt_version: str | None = None,
     ) -> Group:
         """Declare a group of n rollouts. Raises GatewayRefused, GatewayUnreachable."""
         body: dict[str, Any] = {
@@ -96,6 +97,8 @@ class GatewayClient:
             body["credit_rule"] = credit_rule
         if served_by is not None:
             body["served_by"] = served_by
+        if prompt_version is not None:
+            body["prompt_version"] = prompt_version
         return msgspec.convert(await self._post("/v1/rollouts", body), Group)
 
     async def report(

@@ -61,6 +61,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: str = "policy"
     served_by: str | None = None
     """What answers the calls for `model`, where that is another alias or a version."""
+    prompt_version: str | None = None
+    """Version of the prompt of `model` that calls are served with; None: the one in force."""
     deadline_s: float = 300.0
     max_attempts: int = 3
     epochs: int | None = None

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Coroutine, Generator
+from collections.abc import AsyncIterator, Coroutine, Generator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +36,7 @@ from fulgurite.topics import (
 from fulgurite.versions import Version, parse_version
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
+from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.settings import KafkaSettings
 from services.common.processes.errors import ProcessError
 from services.common.processes.fork_server import ForkServer, Program
@@ -48,6 +49,7 @@ from services.runner.errors import GaveUp, RunnerError
 from services.runner.expert import Expert
 from services.runner.feed import Feed
 from services.runner.gateway_client import GatewayClient, Group
+from services.runner.jobs import Job, JobQueue
 from services.runner.options import (
     JUDGE,
     RunOptions,
@@ -149,9 +151,16 @@ class Run:
     """One run; `execute` runs it."""
 
     def __init__(
-        self, options: RunOptions, settings: RunnerSettings, kafka: KafkaSettings, watcher: Watcher
+        self,
+        options: RunOptions,
+        settings: RunnerSettings,
+        kafka: KafkaSettings,
+        watcher: Watcher,
+        jobs: JobQueue | None = None,
     ) -> None:
+        """`jobs`: run these groups, and not the tasks of the file."""
         self.options = options
+        self._jobs = jobs
         self._settings = settings
         self._kafka = kafka
         self._watcher = watcher
@@ -199,8 +208,23 @@ class Run:
 
         Raises RunnerError, ProcessError, LogUnavailable.
         """
-        tasks = tasks_to_run(self.options)
-        self._planned = planned_rollouts(len(tasks), self.options)
+        reason = "the run was stopped"
+        try:
+            summary = await self._execute()
+            reason = self._gave_up or "the run has ended"
+            return summary
+        except (RunnerError, ProcessError, LogUnavailable) as error:
+            reason = str(error)
+            raise
+        finally:
+            if self._jobs is not None:
+                self._jobs.end(reason)
+
+    async def _execute(self) -> Summary:
+        tasks: list[Task] = []
+        if self._jobs is None:
+            tasks = tasks_to_run(self.options)
+            self._planned = planned_rollouts(len(tasks), self.options)
         environment = own_environment(self.options)
         program = find_program(
             self.options.command, environment.get("PATH"), bool(self.options.preload)
@@ -250,10 +274,14 @@ class Run:
                 self._outcomes.on_episode(event)
                 self.diagnosis.note(event.group_id)
                 self._pass_over_foreign(event.group_id)
+                if self._jobs is not None:
+                    self._jobs.note(event)
+                self._finish_if_done(event.group_id)
             case AgentReward() if event.rollout_id in self.board:
                 self.board.on_reward(event)
                 self.diagnosis.note(event.group_id)
                 self._show_error(event)
+                self._finish_if_done(event.group_id)
             case LedgerEntry() if self.board.scores(event.group_id):
                 self.pace.on_ledger(event)
                 self._outcomes.on_ledger(event)
@@ -266,6 +294,10 @@ class Run:
                 return
         self._changed.set()
         self._watcher.on_change(self)
+
+    def _finish_if_done(self, group_id: str) -> None:
+        if self._jobs is not None and self.board.is_done(group_id):
+            self._jobs.finish(group_id, self.board.scores(group_id))
 
     def _pass_over_foreign(self, group_id: str) -> None:
         """Do not wait for the policy's learner in a group that only other policies answered."""
@@ -340,6 +372,9 @@ class Run:
         while True:
             await asyncio.sleep(_WATCH_S)
             self._watcher.on_change(self)
+            if self._jobs is not None:
+                for group_id in self._jobs.overdue(now_ms()):
+                    self._jobs.finish(group_id, self.board.scores(group_id))
             if time.monotonic() >= next_warning:
                 next_warning = time.monotonic() + _WARN_EVERY_S
                 self._warn()
@@ -413,12 +448,12 @@ class Run:
         slots = asyncio.Semaphore(self.options.concurrency)
         try:
             async with asyncio.TaskGroup() as crew:
-                for task in in_order(tasks, self.options):
+                async for job in self._jobs_of(tasks):
                     if not await self._may_go_on(slots):
                         break
-                    group = await self._declare(gateway, task)
+                    group = await self._declare(gateway, job)
                     for grant in group.rollouts:
-                        crew.create_task(self._one(slots, rollouts, group, grant.index, task))
+                        crew.create_task(self._one(slots, rollouts, group, grant.index, job.task))
         except BaseExceptionGroup as errors:
             raise _first(errors) from errors
         while (
@@ -429,6 +464,20 @@ class Run:
             self._give_up_if_useless()
             await self._something()
         await self._rewards()
+
+    async def _jobs_of(self, tasks: list[Task]) -> AsyncIterator[Job]:
+        """The groups to run: those of the tasks, or those that are asked for."""
+        if self._jobs is None:
+            for task in in_order(tasks, self.options):
+                yield Job(task, self.options.prompt_version)
+            return
+        while not self._jobs.is_closed:
+            job = self._jobs.take()
+            if job is not None:
+                yield job
+                continue
+            self._give_up_if_useless()
+            await self._something()
 
     async def _may_go_on(self, slots: asyncio.Semaphore) -> bool:
         """Wait for a free slot and for the learner; False if the run has reached its goal."""
@@ -445,10 +494,10 @@ class Run:
             return True
         return options.until_version is not None and self.pace.served >= options.until_version
 
-    async def _declare(self, gateway: GatewayClient, task: Task) -> Group:
+    async def _declare(self, gateway: GatewayClient, job: Job) -> Group:
         options = self.options
         group = await gateway.declare(
-            task=task,
+            task=job.task,
             n=options.n,
             mode=options.mode,
             model=options.model,
@@ -459,7 +508,11 @@ class Run:
             weights=options.weights,
             credit_rule=options.credit_rule,
             served_by=options.served_by,
+            prompt_version=job.prompt_version,
         )
+        if self._jobs is not None:
+            due_ms = group.deadline + int(REWARD_GRACE_S * 1000)
+            self._jobs.start(job, group.group_id, due_ms)
         self.groups += 1
         self._last_deadline_ms = max(self._last_deadline_ms, group.deadline)
         self.pace.start(group.group_id, group.deadline)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ class Script:
     """How the next answers look."""
 
     words: list[str] = field(default_factory=lambda: ["Hello", " there", "!"])
+    words_of: Callable[[Json], list[str]] | None = None
+    """If set, the words depend on the request."""
     vllm: bool = True
     finish_reason: str = "stop"
     tool_arguments: str | None = None

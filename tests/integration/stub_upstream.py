@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -64,6 +65,8 @@ class Stub:
         """Any of the APIs."""
         script, api = self.script, APIS[request.path]
         body: dict[str, Any] = await request.json()
+        if script.words_of is not None:
+            script = replace(script, words=script.words_of(body))
         self.requests.append(body)
         self.headers.append(dict(request.headers))
         self.asked.set()

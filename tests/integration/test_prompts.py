@@ -16,9 +16,12 @@ from typer.testing import CliRunner
 from fulgurite.prompts.history import EFFECT_DELAY_MS
 from fulgurite.topics import PROMPT_UPDATES
 from services.cli.main import app
+from services.cli.tuning import PromptTopic
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
+from services.common.kafka.settings import KafkaSettings
 from services.local_stack.kafka_local import LocalKafka
+from services.tuner.tuning_log import TuningLog
 from tests.integration.gateway_process import (
     ADMIN,
     PLAIN,
@@ -166,3 +169,64 @@ async def ready(gateway: Gateway) -> None:
             return
         await asyncio.sleep(0.1)
     raise AssertionError("the gateway does not read prompt.updates")
+
+
+async def test_a_candidate_is_served_only_where_a_rollout_names_it(
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path, stub: Stub
+) -> None:
+    settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
+    async with running_gateway(settings, stub.url, tmp_path) as gateway:
+        command = Command(gateway)
+        stub.reset()
+        system = tmp_path / "system.txt"
+        system.write_text("New.")
+        await command.in_force("prompts", "set", "--alias", "policy", "--system", str(system))
+        await asyncio.to_thread(write_candidate, settings)
+        named = await gateway.declare(
+            n=2, alias="policy", prompt_version="prompt@2", max_attempts=2
+        )
+        plain = await gateway.declare(n=1, alias="policy")
+        as_sent = await gateway.declare(n=1, alias="policy", prompt_version="none")
+        first, second = named["rollouts"]
+        path = f"/v1/rollouts/{second['rollout_id']}/attempts"
+        _, again = await gateway.json(path, {}, ADMIN)
+        keys = [first["api_key"], again["api_key"], plain["rollouts"][0]["api_key"], PLAIN]
+        keys.append(as_sent["rollouts"][0]["api_key"])
+        versions = [(await ask(gateway, key))[0] for key in keys]
+        assert versions == ["prompt@2", "prompt@2", "prompt@1", "prompt@1", None]
+        assert systems(stub) == ["Candidate.", "Candidate.", "New.", "New.", OLD["content"]]
+        [declared] = await gateway.statuses(named["group_id"])
+        assert declared.declaration is not None
+        assert declared.declaration.prompt_version == "prompt@2"
+        assert (await gateway.call(first["rollout_id"])).prompt_version == "prompt@2"
+
+        for fields, status, code in (
+            ({"prompt_version": "prompt@9"}, 404, "unknown_prompt_version"),
+            ({"prompt_version": "2"}, 404, "unknown_prompt_version"),
+            ({"prompt_version": "prompt@1", "alias": "policy@0.0"}, 404, "model_not_found"),
+            ({"prompt_version": "prompt@2", "served_by": "policy"}, 400, None),
+            ({"prompt_version": ""}, 400, None),
+        ):
+            found, reply = await gateway.json("/v1/rollouts", fields, ADMIN)
+            assert (found, reply["error"]["code"] if code else None) == (status, code), reply
+        _, reply = await gateway.json("/v1/rollouts", {"prompt_version": "prompt@9"}, ADMIN)
+        assert "it has: none, prompt@1, prompt@2" in reply["error"]["message"]
+
+        listed = await command("prompts", "list", "--alias", "policy")
+        assert "where named" in listed
+        error = await command("prompts", "promote", "--alias", "policy", "prompt@9", exit_code=1)
+        assert "its versions are: prompt@1, prompt@2" in error
+        await command.in_force("prompts", "promote", "--alias", "policy", "prompt@2")
+        error = await command("prompts", "promote", "--alias", "policy", "prompt@2", exit_code=1)
+        assert "in force already" in error
+        assert (await ask(gateway, x_fulgurite_rollout="new"))[0] == "prompt@2"
+        await command.in_force("prompts", "rollback", "--alias", "policy")
+        assert (await ask(gateway, x_fulgurite_rollout="newer"))[0] == "prompt@1"
+
+
+def write_candidate(settings: KafkaSettings) -> None:
+    """As a tuning does."""
+    with PromptTopic(settings) as topic:
+        log = TuningLog("policy", None, "t", "me", topic.read, topic.publish)
+        written = log.write_candidate({"system": "Candidate."}, parent=None, reason="")
+    assert written.version == "prompt@2"

@@ -110,7 +110,7 @@ class CallBuilder:
             request, draft.sampling, route, who.mode
         )
         request, draft.prompt_version = await context.prompts.apply(
-            request, self._dialect.api, who, draft.started_at
+            request, self._dialect.api, who, draft.started_at, _named_prompt(caller, request.alias)
         )
         draft.sampled = ", ".join(filter(None, (sampled, limited))) or None
         context.dispatcher.admission.size(draft.key, len(draft.raw))
@@ -173,3 +173,9 @@ class CallBuilder:
         if router.find(alias) is None:
             raise UnknownModel(alias, self._context.routes)
         return router.candidates(alias, who.rollout_id)[0]
+
+
+def _named_prompt(caller: Caller, alias: str) -> str | None:
+    """The prompt version that the caller's rollout names for this alias."""
+    claims = caller.claims
+    return claims.prompt_version or None if claims is not None and claims.alias == alias else None

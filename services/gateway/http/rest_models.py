@@ -97,6 +97,10 @@ class DeclareIn(_Body):
     """Model name that the agents will ask for."""
     served_by: Name | None = None
     """Another alias, or a version such as `policy@1.3`, that answers the calls for `alias`."""
+    prompt_version: Name | None = None
+    """Version of the alias's prompt that its calls are served with, candidates included, or `none`
+    for what the agent sends; not with `served_by`.
+    """
     deadline_s: Finite = Field(600.0, gt=0, le=30 * 24 * 3600)
     expected_rewards: list[Name] = Field([], max_length=MOST_NAMES)
     reward_weights: dict[Name, Weight] = Field({}, max_length=MOST_NAMES)

@@ -19,10 +19,11 @@ from fulgurite.enums import Mode, StatusKind
 from fulgurite.events import AgentStatus, Declaration
 from fulgurite.failures import FailureKind
 from fulgurite.ids import RolloutRef, derive_id, mint_group, rollout_of
+from fulgurite.prompts.history import AS_SENT
 from fulgurite.topics import AGENT_STATUS
 from services.common.runtime.clock import now_ms
 from services.gateway.context import GatewayContext
-from services.gateway.errors import Forbidden, InvalidRequest, NotFound, UnknownModel
+from services.gateway.errors import Forbidden, InvalidRequest, NotFound, UnknownModel, clipped
 from services.gateway.http.openapi import READ_ERRORS, WRITE_ERRORS, documented
 from services.gateway.http.reply_headers import rollout_header
 from services.gateway.http.rest_models import AttemptIn, DeclareIn, StatusIn
@@ -100,6 +101,7 @@ class RolloutRoutes:
         route = self._route(body.alias, "alias")
         if body.served_by is not None:
             route = self._route(body.served_by, "served_by")
+        await self._require_prompt(body)
         group = mint_group(now, os.urandom(10))
         rollouts = tuple(
             rollout_of(group, index, self._context.ring.signing_secret) for index in range(body.n)
@@ -110,8 +112,9 @@ class RolloutRoutes:
             body.agent,
             body.max_attempts,
             tuple(sorted({*body.expected_rewards, *body.reward_weights})),
-            body.alias if body.served_by else "",
+            body.alias if body.served_by or body.prompt_version else "",
             body.served_by or "",
+            body.prompt_version or "",
         )
         event = _declared(body, group, rollouts, route, entry, now)
         # The store first: if it is down, no group may be declared that nobody has keys of.
@@ -244,6 +247,27 @@ class RolloutRoutes:
             raise UnknownModel(alias, self._context.routes, param=param)
         return route
 
+    async def _require_prompt(self, body: DeclareIn) -> None:
+        """Raise for a prompt version that the alias does not have."""
+        version = body.prompt_version
+        if version is None:
+            return
+        if body.served_by is not None:
+            raise InvalidRequest(
+                "`prompt_version` names a version of the prompt of `alias`, and `served_by` what "
+                "answers in its place, which has prompts of its own: send one of them.",
+                param="prompt_version",
+            )
+        if not await self._context.prompts.knows(body.alias, version):
+            known = self._context.prompts.history.versions(body.alias)
+            names = ", ".join([AS_SENT, *(str(one.version) for one in known)])
+            raise NotFound(
+                f"{body.alias} has no prompt version {clipped(version)!r}; it has: {names}. Write "
+                "one with `fulgurite prompts set`.",
+                param="prompt_version",
+                code="unknown_prompt_version",
+            )
+
     async def _attempt_and_mode(
         self, caller: Caller, ref: RolloutRef, body: StatusIn
     ) -> tuple[int, Mode]:
@@ -274,6 +298,7 @@ class RolloutRoutes:
             expiry,
             entry.alias,
             entry.served_by,
+            entry.prompt_version,
         )
         evaluator = msgspec.structs.replace(agent, scopes=REWARD_SCOPES)
         base = (settings.public_url or str(request.base_url)).rstrip("/")
@@ -315,6 +340,7 @@ def _declared(
             task=msgspec.json.encode(body.task).decode(),
             run_id=body.run_id,
             max_attempts=body.max_attempts,
+            prompt_version=body.prompt_version,
         ),
     )
 

@@ -19,6 +19,10 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
     exp: int
     """Deadline plus grace, Unix milliseconds."""
     alias: str = ""
-    """Alias that `served_by` stands in for."""
+    """Alias that `served_by` stands in for, or whose prompt `prompt_version` is."""
     served_by: str = ""
     """What answers the rollout's calls for `alias`: another alias or a version; empty: `alias`."""
+    prompt_version: str = ""
+    """Version of the prompt of `alias` that its calls are served with, or `none`; empty: the one in
+    force.
+    """

@@ -28,6 +28,8 @@ class GroupEntry(msgspec.Struct, frozen=True):
     alias: str = ""
     served_by: str = ""
     """What answers calls for `alias`, where that is something else."""
+    prompt_version: str = ""
+    """Version of the prompt of `alias` that its rollouts name."""
 
 
 class DeclaredGroups:

@@ -1,13 +1,15 @@
 """Prompt versions: follows `prompt.updates` and applies the version in force to calls.
 
 A rollout keeps the version that was in force when it began. Most ids say when that was. For a
-session that an agent named, the time of its first call is kept in the store. Only calls of aliases
-that ever had a version cost anything.
+session that an agent named, the time of its first call is kept in the store. A declared rollout may
+name its version, which its key then carries. Only calls of aliases that ever had a version cost
+anything.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 import msgspec
@@ -15,12 +17,13 @@ import msgspec
 from fulgurite.avro.codec import Codec
 from fulgurite.ids import minted_at
 from fulgurite.prompts.editing import served_body
-from fulgurite.prompts.history import PromptHistory
+from fulgurite.prompts.history import AS_SENT, EFFECT_DELAY_MS, PromptHistory
 from fulgurite.topics import PROMPT_UPDATES
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_tail import TopicTail
 from services.common.runtime import logs
 from services.gateway.dialects.dialect import ApiRequest
+from services.gateway.errors import Overloaded
 from services.gateway.identity.rollout_resolver import Identified
 from services.gateway.identity.store import Store
 from services.gateway.identity.store_patience import StorePatience
@@ -33,6 +36,7 @@ _KEPT_S = 7 * 24 * 3600
 """Seconds for which a rollout keeps its version. Some ids of named sessions look like times of any
 century: those that are older than this are not taken for one.
 """
+_LOOK_AGAIN_S = 0.05
 _READ_S = 5.0
 """Seconds that a start waits for the versions: without Kafka a gateway may serve, too."""
 
@@ -69,16 +73,33 @@ class Prompts:
                 waited_s=_READ_S,
             )
 
+    async def knows(self, alias: str, version: str) -> bool:
+        """Whether the alias has this version, or it is `none`; waits a little for a new one."""
+        deadline = time.monotonic() + EFFECT_DELAY_MS / 1000
+        while version != AS_SENT and self.history.find(alias, version) is None:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        return True
+
     async def apply(
-        self, request: ApiRequest, api: str, who: Identified, now_ms: int
+        self, request: ApiRequest, api: str, who: Identified, now_ms: int, named: str | None = None
     ) -> tuple[ApiRequest, str | None]:
         """The request as it is served, and the version; the same request and None without one that
         fits it.
+
+        `named`: the version that the rollout's key names. Raises Overloaded if it is not read yet.
         """
+        if named is not None and not await self.knows(request.alias, named):
+            raise Overloaded(
+                f"This gateway has not read {named} of {request.alias} from the log yet. Nothing "
+                "was generated; try again shortly.",
+                EFFECT_DELAY_MS / 1000,
+            )
         if not self.history.has(request.alias):
             return request, None
         began_at = await self._began_at(who, now_ms)
-        prompt = self.history.in_force(request.alias, who.agent, began_at)
+        prompt = self.history.in_force(request.alias, who.agent, began_at, named)
         body = None if prompt is None else served_body(request.body, api, prompt)
         if prompt is None or body is None:
             return request, None

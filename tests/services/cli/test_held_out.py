@@ -66,6 +66,15 @@ def test_rollouts_of_one_version_count_for_it(log: MemoryLog) -> None:
     assert (pair.difference.better, pair.difference.worse) == (1, 0)
 
 
+def test_groups_that_name_a_prompt_version_say_nothing_of_the_policy(log: MemoryLog) -> None:
+    before = [one.rewards for one in gathered(log)]
+    log.append(make_declared(8, 1, task='{"q": 9}', mode=Mode.val, prompt_version="prompt@1"))
+    log.append(make_call(8, 0, mode=Mode.val, version="policy@1.3"))
+    log.append(make_status(8, 0))
+    log.append(make_reward(8, 0, 1.0))
+    assert [one.rewards for one in gathered(log)] == before
+
+
 def test_without_names_every_version_is_compared(log: MemoryLog) -> None:
     assert [one.model for one in gathered(log)] == ["policy@1.3", "policy@1.8"]
 

@@ -1,0 +1,175 @@
+"""The search over demonstrations: it finds what helps, stays within its budget, and goes on after a
+kill without doing anything twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from fulgurite.enums import PromptKind
+from fulgurite.events import PromptScore, PromptUpdate
+from fulgurite.prompts.overlap import OverlapGuard
+from fulgurite.prompts.tuning import Budget
+from services.tuner.demonstrations import search_demonstrations
+from services.tuner.errors import CannotTune
+from services.tuner.plan import Method, Plan
+from services.tuner.rollouts import example_of
+from services.tuner.scoring import Scorer
+from services.tuner.verdict import Verdict, decide
+from tests.services.tuner.tuned_agent import Agent, Killed, Topic, tasks
+
+
+def plan(**changed: Any) -> Plan:
+    default = Plan(
+        method=Method.demonstrations,
+        train=tasks("train", 6),
+        validation=tasks("test", 8),
+        guard=OverlapGuard([]),
+        n=1,
+        candidates=12,
+        budget=Budget(),
+        seed=0,
+        slots=2,
+        pool=4,
+        least_reward=1.0,
+        start=None,
+        minibatch=3,
+        promote=True,
+    )
+    return msgspec.structs.replace(default, **changed)
+
+
+def helped_by(question: str, *, spoilt_by: str = "never") -> Any:
+    """A model that succeeds where it is shown one example and not another; of training tasks it
+    always does.
+    """
+
+    def judge(messages: list[dict[str, Any]]) -> float:
+        asked, shown = messages[-1]["content"], [one["content"] for one in messages[:-1]]
+        knows = question in shown and spoilt_by not in shown
+        return float(asked.startswith("train") or (knows and not asked.endswith("7")))
+
+    return judge
+
+
+def tune(topic: Topic, agent: Agent, chosen: Plan) -> Verdict:
+    log = topic.log()
+    log.begin(method="demonstrations", train_tasks=6, validation_tasks=8, seed=0)
+    scorer = Scorer(log, agent, agent, None, lambda _: None)
+    search_demonstrations(chosen, log, scorer, agent)
+    return decide(chosen, log, scorer)
+
+
+GOOD, BAD = "train question number 2", "train question number 0"
+
+
+def test_it_finds_the_example_that_helps_and_puts_it_in_force() -> None:
+    topic = Topic()
+    agent = Agent(topic, helped_by(GOOD, spoilt_by=BAD))
+    verdict = tune(topic, agent, plan())
+    assert verdict.candidate is not None
+    contents = [one.content for one in verdict.candidate.demonstrations]
+    assert GOOD in contents
+    assert BAD not in contents
+    assert verdict.difference is not None
+    assert verdict.difference.estimate.mean == 7 / 8
+    assert verdict.decision is not None
+    assert verdict.decision.kind is PromptKind.promoted
+    state = topic.log().state
+    assert state.history.current("policy", None) == verdict.candidate
+    assert len(verdict.candidate.examples) == len(contents) / 2
+    assert state.spent.calls == len(agent.ran) == state.rollouts
+    assert len(set(agent.ran)) == len(agent.ran) - 2 * 8, "only the comparison runs tasks again"
+
+
+def test_without_the_flag_it_only_proposes() -> None:
+    topic = Topic()
+    verdict = tune(topic, Agent(topic, helped_by(GOOD)), plan(promote=False))
+    assert verdict.decision is not None
+    assert verdict.decision.kind is PromptKind.proposed
+    assert topic.log().state.history.current("policy", None) is None
+
+
+def test_what_is_not_better_is_not_proposed() -> None:
+    topic = Topic()
+    verdict = tune(topic, Agent(topic, helped_by("never shown")), plan())
+    assert verdict.decision is None
+    assert "no candidate earned more" in (verdict.why_not or "")
+
+
+def test_a_version_set_meanwhile_is_not_replaced() -> None:
+    topic = Topic()
+    agent = Agent(topic, helped_by(GOOD))
+    log = topic.log()
+    log.begin(method="demonstrations", train_tasks=6, validation_tasks=8, seed=0)
+    scorer = Scorer(log, agent, agent, None, lambda _: None)
+    search_demonstrations(plan(), log, scorer, agent)
+    number = topic.log().state.history.next_version("policy")
+    topic.publish(
+        "policy",
+        PromptUpdate(
+            event_id="mine", event_time=1, alias="policy", kind=PromptKind.set, version=number, system="Mine.", reason="", author="",
+        ),
+    )  # fmt: skip
+    verdict = decide(plan(), log, scorer)
+    assert verdict.decision is not None
+    assert verdict.decision.kind is PromptKind.proposed
+    assert f"{number} was put in force meanwhile" in (verdict.why_not or "")
+
+
+@pytest.mark.parametrize("events", [1, 2, 5, 8, 14, 15, 16, 20, 30, 50])
+def test_after_a_kill_it_goes_on_where_the_log_ends(events: int) -> None:
+    topic = Topic()
+    agent = Agent(topic, helped_by(GOOD, spoilt_by=BAD))
+    topic.limit = events
+    with pytest.raises(Killed):
+        tune(topic, agent, plan())
+    lost = len(agent.ran) - sum(isinstance(event, PromptScore) for event in topic.events)
+    topic.limit = None
+    verdict = tune(topic, agent, plan())
+    assert verdict.decision is not None
+    scored = [event for event in topic.events if isinstance(event, PromptScore)]
+    assert len({event.event_id for event in scored}) == len(scored), "nothing is scored twice"
+    assert len(agent.ran) == len(scored) + lost, "only what was not logged ran again"
+    again = tune(topic, agent, plan())
+    assert again.candidate == verdict.candidate
+    assert len(agent.ran) == len(scored) + lost, "a finished tuning runs nothing"
+
+
+def test_the_budget_leaves_room_for_the_comparison() -> None:
+    topic = Topic()
+    agent = Agent(topic, helped_by(GOOD, spoilt_by=BAD))
+    tune(topic, agent, plan(budget=Budget(calls=52)))
+    state = topic.log().state
+    assert len(state.candidates()) == 3
+    assert state.spent.calls <= 52
+
+
+def test_examples_of_the_log_are_enough() -> None:
+    earlier = Agent(Topic(), helped_by(GOOD))
+    outcomes = [earlier.submit(task, "none").result() for task in tasks("train", 4)]
+    topic = Topic()
+    agent = Agent(topic, helped_by(GOOD))
+    made = [example_of(one.rollouts[0], one.group_id, "policy", None) for one in outcomes]
+    agent.earlier = [example for example in made if example is not None]
+    assert len(agent.earlier) == 4
+    tune(topic, agent, plan())
+    assert not any(question.startswith("train") for question, _ in agent.ran)
+
+
+def test_without_a_good_rollout_there_is_nothing_to_show() -> None:
+    topic = Topic()
+    with pytest.raises(CannotTune, match="no rollout of the 6 training tasks earned 1 and"):
+        tune(topic, Agent(topic, lambda _: 0.5), plan())
+
+
+def test_a_version_that_no_call_was_served_with_is_an_error() -> None:
+    topic = Topic()
+    agent = Agent(topic, helped_by(GOOD))
+    submit = agent.submit
+    agent.submit = lambda task, prompt_version: submit(task, "none")  # type: ignore[method-assign]
+    with pytest.raises(CannotTune, match="prompt@1 does not fit the requests for policy"):
+        tune(topic, agent, plan())
