@@ -242,6 +242,7 @@ def tune(
             *reward_files(rewards.values()),
         )  # fmt: skip
         table = read_prices(prices) if prices is not None else None
+        since_ms = None if since is None else parse_window(since)
         kafka = answering(KafkaSettings())
         report = TuneReport(name, as_json=as_json)
         recorded = LoggedRollouts(
@@ -249,7 +250,7 @@ def tune(
             alias,
             role,
             train,
-            None if since is None else parse_window(since),
+            since_ms,
             wants_examples=since is not None,
         )
         with PromptTopic(kafka) as topic:
