@@ -40,10 +40,9 @@ class TuneReport:
             f"{self._tuning}: {started.method} for {started.alias}, compared with {baseline}; "
             f"{started.train_tasks} training and {started.validation_tasks} validation tasks"
         )
-        known = [state.started, *state.candidates()]
         if state.rollouts:
             self._line(
-                f"goes on: {len(known) - 1} candidates, {state.rollouts} rollouts and "
+                f"goes on: {len(state.candidates())} candidates, {state.rollouts} rollouts and "
                 f"{state.spent.calls} calls are in the log"
             )
 
