@@ -91,6 +91,14 @@ COPY --from=code /app /app
 USER 10001
 CMD ["python", "-m", "services.rewards.worker", "--reward", "/rewards/rewards.py:score"]
 
+FROM packages AS selector-packages
+RUN cd /source && ./install.sh extras selector
+
+FROM selector-packages AS selector
+COPY --from=code /app /app
+USER 10001
+CMD ["python", "-m", "services.selector.main"]
+
 # TORCH_BACKEND=cpu: torch without CUDA, from PyTorch's own index. Empty: PyPI's, for GPUs. A layer that learner and vLLM share.
 FROM packages AS torch
 ARG TORCH_BACKEND=cpu

@@ -41,6 +41,7 @@ from services.local_stack.vllm_settings import VllmSettings
 from services.rewarder.settings import RewarderSettings
 from services.rewards.settings import RewardWorkerSettings
 from services.runner.settings import RunnerSettings
+from services.selector.settings import SelectorSettings
 from services.tuner.settings import TunerSettings
 
 DOCS = Path(__file__).parent
@@ -57,6 +58,7 @@ SECTIONS: dict[str, type[BaseSettings]] = {
     "Rewarder": RewarderSettings,
     "Reward worker": RewardWorkerSettings,
     "Judge": JudgeSettings,
+    "Selector": SelectorSettings,
     "Learner": LearnerSettings,
     "Console's index": IndexSettings,
     "Console's pages": PageSettings,

@@ -237,6 +237,32 @@ class TuningStage(StrEnum):
     """Of a validation task, with new rollouts: the best candidate is compared by it."""
 
 
+class SelectionKind(StrEnum):
+    """Kind of a selector's decision."""
+
+    unknown = "unknown"
+    """A kind from a newer version."""
+    claim = "claim"
+    """A selector takes an alias over; the one that had it stops."""
+    shares = "shares"
+    """New shares."""
+    verdict = "verdict"
+    """A comparison has ended."""
+
+
+class SelectionMode(StrEnum):
+    """What becomes of a selector's shares."""
+
+    unknown = "unknown"
+    """A mode from a newer version."""
+    shadow = "shadow"
+    """They are recorded, and nothing else."""
+    proposal = "proposal"
+    """They wait for `fulgurite select accept`."""
+    automatic = "automatic"
+    """The selector writes them to `policy.routes`."""
+
+
 class ArtifactFormat(StrEnum):
     """What an artifact holds."""
 

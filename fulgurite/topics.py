@@ -25,6 +25,7 @@ from fulgurite.events import (
     PromptScore,
     PromptTuning,
     PromptUpdate,
+    SelectionDecision,
     Tombstone,
     Trajectory,
 )
@@ -107,6 +108,7 @@ POLICY_APPLIED = Topic("policy.applied", Key.policy, 1, "delete", _MONTH_MS, (Po
 PROMPT_UPDATES = Topic(
     "prompt.updates", Key.alias, 1, "delete", -1, (PromptUpdate, PromptTuning, PromptScore)
 )
+SELECTION_DECISIONS = Topic("selection.decisions", Key.alias, 1, "delete", -1, (SelectionDecision,))
 TRAINING_LEDGER = Topic(
     "training.ledger", Key.group, GROUP_PARTITIONS, "delete", -1, (LedgerEntry,)
 )
@@ -122,6 +124,7 @@ TOPICS = (
     POLICY_ROUTES,
     POLICY_APPLIED,
     PROMPT_UPDATES,
+    SELECTION_DECISIONS,
     TRAINING_LEDGER,
     DEAD_LETTERS,
 )

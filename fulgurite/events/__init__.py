@@ -31,6 +31,7 @@ from fulgurite.events.prompts import (
     PromptUpdate,
 )
 from fulgurite.events.rollouts import AgentReward, AgentStatus, Declaration
+from fulgurite.events.selection import SelectionDecision, VariantDifference, VariantReport
 from fulgurite.events.trajectories import Action, GroupClosed, Tombstone, Trajectory
 
 __all__ = [
@@ -63,8 +64,11 @@ __all__ = [
     "PromptUpdate",
     "RouteTarget",
     "Sampling",
+    "SelectionDecision",
     "Tombstone",
     "Trajectory",
+    "VariantDifference",
+    "VariantReport",
 ]
 
 EVENT_TYPES: tuple[type[Event], ...] = (
@@ -81,6 +85,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     PromptUpdate,
     PromptTuning,
     PromptScore,
+    SelectionDecision,
     LedgerEntry,
     DeadLetter,
 )

@@ -173,3 +173,7 @@ class LlmCall(Event, frozen=True, kw_only=True):
     """Prompt version it was served with, `prompt@N` of the alias; null: served as it was sent.
     `request` is what was sent (fulgurite/prompts/editing.py makes what was served).
     """
+    cell: str | None = None
+    """Context cell by whose shares the rollout was given its variant
+    (fulgurite/selection/context.py); null where the route has no shares by context.
+    """

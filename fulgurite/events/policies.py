@@ -90,6 +90,10 @@ class RouteTarget(EventStruct, frozen=True, kw_only=True):
     """Alias of FULGURITE_UPSTREAMS that answers; null: the policy does."""
     parameters: dict[str, float] = msgspec.field(default_factory=dict[str, float])
     """Sampling parameters where a request sets none, by their names in requests."""
+    cell_weights: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    """Relative share of rollouts that begin in a context cell (fulgurite/selection/context.py);
+    `weight` in cells that are not named. A target whose `weight` is 0 gets none.
+    """
 
 
 class PolicyRoute(Event, frozen=True, kw_only=True):
@@ -105,6 +109,10 @@ class PolicyRoute(Event, frozen=True, kw_only=True):
     """Who wrote it."""
     previous: tuple[RouteTarget, ...] = ()
     """Targets of the route that it replaces, which a rollback returns to; empty: there was none."""
+    selection: str | None = None
+    """Event id of the selector's decision that it applies; null: a person, a gate or a tuner wrote
+    it.
+    """
 
 
 class PolicyApplied(Event, frozen=True, kw_only=True):

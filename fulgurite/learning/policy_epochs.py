@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from fulgurite.enums import UpdateKind
 from fulgurite.events import PolicyUpdate
+from fulgurite.learning.epochs import Epochs
 
 
-class PolicyEpochs:
+class PolicyEpochs(Epochs):
     """The fold for one policy. Apply every event of the policy, in log order.
 
     Which of the updates that count is the newest is left to the caller: the greatest version for a
@@ -18,28 +19,16 @@ class PolicyEpochs:
     """
 
     def __init__(self) -> None:
-        self.epoch = -1
-        """The epoch whose learner's updates count; -1 before any claim."""
-        self.highest = 0
-        """The highest epoch that any event names, whether it counts or not; 0 before any."""
+        super().__init__()
         self.claims: dict[int, PolicyUpdate] = {}
         """The first claim of each epoch, in log order."""
-        self._learner_id: str | None = None
 
     def apply(self, event: PolicyUpdate) -> bool:
         """Return whether the event is an update that counts: of the learner that holds the
         epoch.
         """
-        self.highest = max(self.highest, event.epoch)
         if event.kind is UpdateKind.claim:
-            self._apply_claim(event)
+            self.claims.setdefault(event.epoch, event)
+            self.claim(event.epoch, event.learner_id)
             return False
-        return event.kind is UpdateKind.update and (event.epoch, event.learner_id) == (
-            self.epoch,
-            self._learner_id,
-        )
-
-    def _apply_claim(self, claim: PolicyUpdate) -> None:
-        self.claims.setdefault(claim.epoch, claim)
-        if claim.epoch > self.epoch:
-            self.epoch, self._learner_id = claim.epoch, claim.learner_id
+        return self.counts(event.epoch, event.learner_id) and event.kind is UpdateKind.update

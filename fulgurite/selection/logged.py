@@ -9,11 +9,7 @@ from fulgurite.cost.tokens import tokens_of
 from fulgurite.enums import CallOutcome
 from fulgurite.errors import BadPrices
 from fulgurite.events import Episode, EventStruct, LlmCall
-
-_SIZES = (4_000, 32_000, 128_000)
-"""Bounds in characters between which first requests count as alike. Tokens would not do: how many
-there are depends on the variant.
-"""
+from fulgurite.selection.context import cell_of
 
 
 class LoggedEpisode(EventStruct, frozen=True, kw_only=True):
@@ -30,7 +26,7 @@ class LoggedEpisode(EventStruct, frozen=True, kw_only=True):
     seconds: float
     """That the alias's calls took, added up."""
     cell: str
-    """What is known before the first answer: agent, and length of the first request as recorded."""
+    """What is known before the first answer (`fulgurite.selection.context`)."""
 
 
 class Weights(EventStruct, frozen=True, kw_only=True):
@@ -56,7 +52,7 @@ def logged_episode(
         reward=reward,
         price=None if prices is None else _price(calls, prices),
         seconds=sum(call.finished_at - call.started_at for call in calls) / 1000,
-        cell=_cell(calls[0]),
+        cell=cell_of(calls[0]),
     )
 
 
@@ -84,9 +80,3 @@ def _price(calls: Sequence[LlmCall], prices: Prices) -> float | None:
             return None
         total += price_tokens(tokens, price).high
     return total
-
-
-def _cell(call: LlmCall) -> str:
-    if call.request is None:
-        return f"{call.agent}/stored elsewhere"
-    return f"{call.agent}/{sum(len(call.request) >= bound for bound in _SIZES)}"

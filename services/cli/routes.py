@@ -109,4 +109,5 @@ def list_routes_command() -> None:
 
 def _shown(target: RouteTarget) -> str:
     newest = " (newest)" if target.version is None and target.upstream is None else ""
-    return f"{name_variant(target)}{newest}={target.weight:g}"
+    local = ", other shares in some contexts" if target.cell_weights else ""
+    return f"{name_variant(target)}{newest}={target.weight:g}{local}"

@@ -1,10 +1,10 @@
-"""Defines the command `fulgurite select try`: what another router would have earned."""
+"""Defines the commands `fulgurite select`: try shares on the log, or let a selector decide them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -20,7 +20,11 @@ from services.cli.cost import read_prices
 from services.cli.errors import report_errors, show_left_out
 from services.cli.options import Archive, ArchiveOnly, Since
 from services.cli.output import print_json, print_table
+from services.cli.routes import list_routes_command
+from services.cli.run_service import serve
+from services.cli.selection_log import accept_proposal, read_histories, show_status
 from services.common.kafka.codec import make_codec
+from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.common.policies.route_targets import parse_targets
 from services.common.runtime.terminal import make_console, plain
@@ -40,6 +44,111 @@ app = typer.Typer(
 @app.callback()
 def _select() -> None:
     """Choose between variants of an alias (versions, other models) by what they earn."""
+
+
+SelectedAlias = Annotated[
+    str, typer.Argument(metavar="ALIAS", help="Alias: the model name that agents ask for.")
+]
+
+
+@app.command("start")
+def start(
+    alias: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ALIAS[,ALIAS...]",
+            help="Aliases whose routes name the variants; FULGURITE_SELECTOR_ALIASES if not given.",
+        ),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="`shadow`: record shares only. `proposal`: record them for `select accept`. "
+            "`automatic`: route by them. Default: FULGURITE_SELECTOR_MODE, else shadow.",
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="`earn`: earn much while learning. `verdict`: find the best variant soon, then "
+            "stop. Default: FULGURITE_SELECTOR_OBJECTIVE, else earn.",
+        ),
+    ] = None,
+    prices: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML file of prices (docs/how-to/cost.md)."),
+    ] = None,
+    price_weight: Annotated[
+        float | None,
+        typer.Option(help="Reward that a unit of the price file's currency costs; default 0."),
+    ] = None,
+    latency_weight: Annotated[
+        float | None,
+        typer.Option(help="Reward that a second in the alias's calls costs; default 0."),
+    ] = None,
+) -> None:
+    """Run a selector: learn what each variant of an alias earns, and decide shares, until stopped.
+
+    Options replace the settings FULGURITE_SELECTOR_* of the same name, which also hold warm-up,
+    floor and guard rails. A second selector of an alias takes it over, and the first one exits 1.
+    Exits 78 if a setting is invalid, 2 if the log cannot be read.
+
+    Example: `fulgurite select start --alias policy --mode shadow`
+    """
+    with report_errors("select start"):
+        run = _load_selector()
+    serve(
+        "select start",
+        run,
+        alias=alias,
+        mode=mode,
+        objective=objective,
+        prices=prices,
+        price_weight=price_weight,
+        latency_weight=latency_weight,
+    )
+
+
+def _load_selector() -> Callable[[Sequence[str]], Coroutine[Any, Any, int]]:
+    """Import the selector, whose libraries are an extra. Raises BadArgument without them."""
+    try:
+        from services.selector.main import run
+    except ModuleNotFoundError as error:
+        raise BadArgument(
+            f"the selector needs {error.name!r}, which is not installed: "
+            'pip install "fulgurite[cli,selector]"'
+        ) from error
+    return run
+
+
+@app.command("status")
+def status(
+    alias: Annotated[str | None, typer.Option(metavar="ALIAS", help="Only this alias.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what selectors decided: what each variant earns, shares in force and decided, verdicts.
+
+    Exits 1 if no selector has run for the alias, 2 if the log cannot be read.
+
+    Example: `fulgurite select status --alias policy`
+    """
+    with report_errors("select status"):
+        histories = read_histories(answering(KafkaSettings()))
+        show_status(histories, alias, as_json)
+
+
+@app.command("accept")
+def accept(alias: SelectedAlias) -> None:
+    """Route an alias by the last proposal of its selector.
+
+    The selector goes on from there. Exits 1 if there is no proposal, or if it was made for another
+    route than the one in force.
+
+    Example: `fulgurite select accept policy`
+    """
+    with report_errors("select accept"):
+        accept_proposal(answering(KafkaSettings()), alias)
+    list_routes_command()
 
 
 @app.command("try")

@@ -23,7 +23,16 @@ ROOT = Path(__file__).parents[2]
 ONE_SHOT = {"check", "topics", "model", "model-gpu", "cli"}
 NOT_OURS = {"kafka", "kafka-2", "kafka-3", "redis", "balancer"}
 """Official images with users of their own."""
-WITH_LOG = {"gateway", "aggregator", "rewarder", "reward-worker", "judge", "learner", "applier"}
+WITH_LOG = {
+    "gateway",
+    "aggregator",
+    "rewarder",
+    "reward-worker",
+    "judge",
+    "selector",
+    "learner",
+    "applier",
+}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 MANAGED = {
     "KAFKA_BOOTSTRAP_SERVERS": "broker.example:9093",
@@ -70,9 +79,9 @@ def resolved(profiles: str, *overrides: str, settings: dict[str, str] | None = N
 @pytest.fixture(
     scope="module",
     params=[
-        ("cpu,rewards,judge,cli",),
-        ("gpu,rewards,judge,cli",),
-        ("cpu,rewards,judge,cli", "docker-compose.ha.yml"),
+        ("cpu,rewards,judge,selector,cli",),
+        ("gpu,rewards,judge,selector,cli",),
+        ("cpu,rewards,judge,selector,cli", "docker-compose.ha.yml"),
     ],
     ids=["cpu", "gpu", "ha"],
 )

@@ -41,6 +41,14 @@ DEFINITIONS: Mapping[str, Definition] = {
         ("policy", "outcome"),
         "Versions that the applier reported: `applied`, `failed`, `retired`",
     ),
+    "fulgurite_selector_events_total": Definition(
+        "counter",
+        ("alias", "kind"),
+        "Events that the selector wrote: `claim`, `shares`, `verdict`, `route`",
+    ),
+    "fulgurite_selector_share": Definition(
+        "gauge", ("alias", "variant"), "Shares that the selector decided last, in any mode"
+    ),
     "fulgurite_learner_batches_total": Definition(
         "counter",
         ("policy", "outcome"),

@@ -12,6 +12,8 @@ from starlette.types import Receive, Scope
 from structlog.contextvars import bind_contextvars
 
 from fulgurite.ids import completion_of, subject_of
+from fulgurite.selection.context import context_cell
+from fulgurite.untrusted_json import Json
 from services.gateway.context import GatewayContext
 from services.gateway.dialects.dialect import Dialect
 from services.gateway.dialects.variant_parameters import fill_parameters
@@ -100,7 +102,8 @@ class CallBuilder:
             draft.started_at,
         )
         draft.keep_alive_s = keep_alive_s(headers, context.settings.keep_alive_s)
-        route = self._route(context.roles.alias_of(request.alias, who.agent), caller, who)
+        alias = context.roles.alias_of(request.alias, who.agent)
+        route = self._route(alias, caller, who, request.body)
         context.recorder.check(who.mode)
         request, draft.sampling = fill_parameters(
             request, draft.sampling, route, self._dialect, context.sampling
@@ -164,7 +167,7 @@ class CallBuilder:
         bind_contextvars(rollout_id=who.rollout_id, call_id=call_id)
         return draft.owner
 
-    def _route(self, alias: str, caller: Caller, who: Identified) -> Route:
+    def _route(self, alias: str, caller: Caller, who: Identified, body: Json) -> Route:
         """The first route of the rollout's variant. Raises UnknownModel."""
         claims = caller.claims
         if claims is not None and claims.served_by and alias == claims.alias:
@@ -172,7 +175,9 @@ class CallBuilder:
         router = self._context.dispatcher.router
         if router.find(alias) is None:
             raise UnknownModel(alias, self._context.routes)
-        return router.candidates(alias, who.rollout_id)[0]
+        return router.candidates(
+            alias, who.rollout_id, lambda: context_cell(who.agent, body, self._dialect.api)
+        )[0]
 
 
 def _named_prompt(caller: Caller, alias: str) -> str | None:

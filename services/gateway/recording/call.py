@@ -227,6 +227,7 @@ def _event(
         training_use=draft.training_use,
         variant=route.variant if route else None,
         propensity=route.propensity if route else None,
+        cell=route.cell if route else None,
         prompt_version=draft.prompt_version if call else None,
     )
 

@@ -135,7 +135,9 @@ class _Answer:
         alias was routed to others while it waited.
         """
         prepared = self._call.route
-        found = self._dispatcher.router.candidates(prepared.alias, self._call.who.rollout_id)
+        found = self._dispatcher.router.candidates(
+            prepared.alias, self._call.who.rollout_id, lambda: prepared.cell
+        )
         fits = (found[0].kind, found[0].parameters) == (prepared.kind, prepared.parameters)
         return found if fits else (prepared,)
 

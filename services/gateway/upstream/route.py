@@ -34,6 +34,8 @@ class Route(msgspec.Struct, frozen=True):
     """What answers by this route, as calls record it; None for a route as configured."""
     propensity: float | None = None
     """Share with which the rollout was given the variant; None if it was given another one."""
+    cell: str | None = None
+    """Context cell whose share that is; None where the alias has no shares by context."""
     parameters: tuple[tuple[str, float], ...] = ()
     """The variant's sampling parameters, for requests that set none."""
 

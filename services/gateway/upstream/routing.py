@@ -4,7 +4,8 @@ view of the log that it reads.
 A rollout always gets the same variant of a weighted route, and the same backend while that is up,
 since its prefix cache is there. Both come from rendezvous hashing, so that several gateways agree
 without talking, and a backend that comes or goes moves only its own share. A gateway remembers what
-it gave a rollout, which keeps it as long as the route gives that variant a share. Backends that
+it gave a rollout, which keeps it as long as the route gives that variant a share. A route may have
+other shares for rollouts that begin in a context cell. Backends that
 proved the wanted version come first. The others follow with what they serve, for a roll-out, a
 fail-over or a log without updates. A full-weight backend reports which version answered; an
 adapter's version is its name.
@@ -44,6 +45,13 @@ class Target(msgspec.Struct, frozen=True):
     """Backends that proved to serve it."""
     others: tuple[Route, ...]
     """The rest, with what they serve instead."""
+    cells: Mapping[str, float] = {}
+    """The share in context cells that have one of their own."""
+
+    def in_cell(self, cell: str | None) -> Target:
+        """The target with its share in a context cell."""
+        weight = self.cells.get(cell or "", self.weight)
+        return msgspec.structs.replace(self, weight=weight) if weight != self.weight else self
 
 
 def score(rollout: str, name: str) -> float:
@@ -89,14 +97,18 @@ class Router:
         self._generation = -1
         self._plans: dict[str, tuple[Target, ...]] = {}
         self._chosen: dict[tuple[str, str], tuple[Route, ...]] = {}
-        self._given: dict[tuple[str, str], tuple[str, float]] = {}
-        """The variant that a rollout was given for an alias and its share then; the least recently
-        used first.
+        self._given: dict[tuple[str, str], tuple[str, float, str | None]] = {}
+        """The variant that a rollout was given for an alias, its share then, and the context cell
+        that had this share; the least recently used first.
         """
 
-    def candidates(self, alias: str, rollout: str) -> tuple[Route, ...]:
+    def candidates(
+        self, alias: str, rollout: str, cell: Callable[[], str | None] = lambda: None
+    ) -> tuple[Route, ...]:
         """The routes for a call of this rollout, best first; at least one. Raises KeyError for an
         unknown alias.
+
+        `cell`: finds the call's context cell, where the alias has shares by context.
         """
         if self._view.generation != self._generation:
             self._generation = self._view.generation
@@ -104,7 +116,7 @@ class Router:
             self._chosen.clear()
         known = self._chosen.get((alias, rollout))
         if known is None:
-            known = self._choose(alias, rollout)
+            known = self._choose(alias, rollout, cell)
             if len(self._chosen) >= _KEPT:
                 self._chosen.clear()
             self._chosen[alias, rollout] = known
@@ -139,36 +151,44 @@ class Router:
                 found[alias] = missing
         return found
 
-    def _choose(self, alias: str, rollout: str) -> tuple[Route, ...]:
+    def _choose(
+        self, alias: str, rollout: str, cell: Callable[[], str | None]
+    ) -> tuple[Route, ...]:
         plan = self._plans.get(alias)
         if plan is None:
             route = self._configured(alias)
             if route is None:
                 raise KeyError(alias)
             plan = self._plans[alias] = self._plan(route)
-        target, propensity = self._give((alias, rollout), plan)
+        target, propensity, given_cell = self._give((alias, rollout), plan, cell)
         routes = (
             *ranked(rollout, target.ready, _backend),
             *ranked(rollout, target.others, _backend),
         )
         return tuple(
-            msgspec.structs.replace(route, propensity=propensity)
+            msgspec.structs.replace(route, propensity=propensity, cell=given_cell)
             if route.variant == target.key
             else route
             for route in routes
         )
 
-    def _give(self, who: tuple[str, str], plan: Sequence[Target]) -> tuple[Target, float]:
-        """The variant that a rollout keeps, else one by weight; and its share when it was given."""
+    def _give(
+        self, who: tuple[str, str], plan: Sequence[Target], cell: Callable[[], str | None]
+    ) -> tuple[Target, float, str | None]:
+        """The variant that a rollout keeps, else one by weight; its share when it was given, and
+        the context cell that had this share.
+        """
         given = self._given.pop(who, None)
         target = next((one for one in plan if given is not None and one.key == given[0]), None)
         if given is None or target is None:
-            target = plan[0] if len(plan) == 1 else weighted(who[1], plan)
-            given = target.key, target.weight / sum(one.weight for one in plan)
+            found = cell() if any(one.cells for one in plan) else None
+            local = [one for each in plan if (one := each.in_cell(found)).weight > 0] or plan
+            target = local[0] if len(local) == 1 else weighted(who[1], local)
+            given = target.key, target.weight / sum(one.weight for one in local), found
         if len(self._given) >= _GIVEN:
             del self._given[next(iter(self._given))]
         self._given[who] = given
-        return target, given[1]
+        return target, given[1], given[2]
 
     def _configured(self, alias: str) -> Route | None:
         """The route of an alias; for a version, that of an alias which its policy serves."""
@@ -209,7 +229,7 @@ class Router:
         if target.upstream is not None:
             changes = {"alias": route.alias, "variant": key, "parameters": parameters}
             upstream = msgspec.structs.replace(self._routes[target.upstream], **changes)
-            return Target(key, target.weight, (upstream,), ())
+            return Target(key, target.weight, (upstream,), (), target.cell_weights)
         candidates = [
             self._serving(
                 msgspec.structs.replace(
@@ -222,7 +242,7 @@ class Router:
         ]
         ready = tuple(route for route, fits in candidates if fits)
         others = tuple(route for route, fits in candidates if not fits)
-        return Target(key, target.weight, ready, others)
+        return Target(key, target.weight, ready, others, target.cell_weights)
 
     def _serving(self, route: Route, target: RouteTarget, key: str) -> tuple[Route, bool]:
         """The route to what a backend serves, and whether that is the target."""

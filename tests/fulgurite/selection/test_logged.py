@@ -98,7 +98,6 @@ def test_earnings_are_reward_minus_price_and_latency() -> None:
     assert earned(one, Weights(price=0.1, latency=0.2)) == pytest.approx(0.5 - 0.2 - 0.3)
 
 
-def test_context_is_the_agent_and_the_size_of_the_first_request() -> None:
-    assert logged(call(0, agent="critic", request="x" * 10)).cell == "critic/0"
-    assert logged(call(0, request="x" * 40_000), call(1, request="")).cell == "/2"
-    assert logged(call(0, request=None)).cell == "/stored elsewhere"
+def test_context_is_that_of_the_first_request() -> None:
+    assert logged(call(0, agent="critic", request="{}")).cell == "critic/short"
+    assert logged(call(0, cell="/long"), call(1, cell=None, request="{}")).cell == "/long"

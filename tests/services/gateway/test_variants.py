@@ -6,8 +6,11 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
+
 from fulgurite.enums import CallOutcome
 from fulgurite.events import PolicyRoute, RouteTarget
+from fulgurite.selection.context import cell_of
 from services.gateway.errors import NotReady
 from tests.services.gateway.answering import REPLY, Answer, Gateway
 
@@ -51,6 +54,25 @@ async def test_each_call_of_a_rollout_records_the_variant_that_answered_and_its_
         ours = answer.call.variant == "upstream:oddv"
         assert json.loads(answer.body)["model"] == ("odd" if ours else "m")
         assert answer.call.policy == ("policy" if ours else None)
+
+
+async def test_a_call_records_the_context_whose_shares_it_was_given_its_variant_by(
+    gateway: Gateway,
+) -> None:
+    route(
+        gateway,
+        msgspec.structs.replace(to("odd", 1), cell_weights={"/medium": 0.01}),
+        msgspec.structs.replace(to("oddv", 1), cell_weights={"/medium": 0.99}),
+    )
+    long = [{"role": "user", "content": "x" * 2_000}]
+    seen = [
+        (await gateway.answer("/v1/chat/completions", [REPLY], model="odd", messages=messages)).call
+        for messages in ([{"role": "user", "content": "hi"}], long, long, long)
+    ]
+    assert (seen[0].cell, seen[0].propensity) == ("/short", 0.5)
+    for call in seen[1:]:
+        assert call.cell == "/medium" == cell_of(msgspec.structs.replace(call, cell=None))
+        assert call.propensity == (0.99 if call.variant == "upstream:oddv" else 0.01)
 
 
 async def test_a_variant_sets_the_sampling_that_the_agent_leaves_open(gateway: Gateway) -> None:

@@ -388,6 +388,52 @@ def test_a_rollout_keeps_its_variant_and_propensity_while_that_has_a_share() -> 
     }
 
 
+def test_a_context_cell_has_shares_of_its_own_and_the_propensity_is_that_of_the_cell() -> None:
+    town = Town(route(), route("gpt", None, "openai", "gpt"))
+    newest = RouteTarget(policy="policy", weight=0.9, cell_weights={"/long": 1, "/never": 0})
+    other = msgspec.structs.replace(to_upstream("gpt", 0.1), cell_weights={"/long": 3, "/never": 0})
+    town.says(split("policy", newest, other))
+    long = [town.router.candidates("policy", rollout, lambda: "/long")[0] for rollout in ROLLOUTS]
+    found = Counter((way.variant, way.propensity, way.cell) for way in long)
+    assert set(found) == {("policy", 0.25, "/long"), ("upstream:gpt", 0.75, "/long")}
+    assert abs(found["policy", 0.25, "/long"] / len(ROLLOUTS) - 0.25) < 0.04
+    for cell in ("/short", "/never", None):
+        way = town.router.candidates("policy", f"ro_{cell}", lambda cell=cell: cell)[0]
+        assert (way.propensity, way.cell) in ((0.9, cell), (0.1, cell))
+
+
+def test_a_rollout_keeps_its_variant_whatever_its_context_and_the_route_become() -> None:
+    town = Town(route(), route("gpt", None, "openai", "gpt"))
+
+    def targets(policy: float, gpt: float) -> tuple[RouteTarget, RouteTarget]:
+        return (
+            RouteTarget(policy="policy", weight=0.5, cell_weights={"/long": policy}),
+            msgspec.structs.replace(to_upstream("gpt", 0.5), cell_weights={"/long": gpt}),
+        )
+
+    def given(cell: str) -> list[tuple[str | None, float | None, str | None]]:
+        ways = [town.router.candidates("policy", rollout, lambda: cell)[0] for rollout in ROLLOUTS]
+        return [(way.variant, way.propensity, way.cell) for way in ways]
+
+    town.says(split("policy", *targets(0.1, 0.9)))
+    before = given("/long")
+    assert given("/short") == before, "a longer conversation, or another role"
+    town.says(split("policy", *targets(0.99, 0.01)))
+    assert given("/long") == before, "new shares"
+    town.says(split("policy", *targets(1.0, 0.0)))
+    assert given("/long") == before, "none left in this context"
+
+
+def test_without_shares_by_context_nobody_asks_for_it() -> None:
+    town = Town(route(), route("gpt", None, "openai", "gpt"))
+    town.says(split("policy", RouteTarget(policy="policy", weight=1), to_upstream("gpt", 1)))
+
+    def never() -> str:
+        raise AssertionError
+
+    assert town.router.candidates("policy", "ro_1", never)[0].cell is None
+
+
 def test_only_the_latest_rollouts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing, "_GIVEN", 2)
     town = Town(route(), route("gpt", None, "openai", "gpt"))

@@ -1,0 +1,174 @@
+"""Follows the log for several aliases and writes what their selectors decide.
+
+Reads `policy.routes` and `selection.decisions` from their beginning, and `episodes` and
+`agent.rewards` from the oldest route that a comparison starts from. Nothing is written before all
+that was in the log at the start is applied. No offset is committed: a start rebuilds everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from fulgurite.events import PolicyRoute, SelectionDecision
+from fulgurite.selection.history import SelectionHistory
+from fulgurite.topics import (
+    AGENT_REWARDS,
+    EPISODES,
+    POLICY_ROUTES,
+    SELECTION_DECISIONS,
+    Topic,
+)
+from services.common.kafka.codec import make_codec
+from services.common.kafka.consumer import (
+    READ_TIMEOUT_S,
+    make_consumer,
+    read_all,
+    read_message,
+    watermarks,
+)
+from services.common.kafka.dead_letters import words_of
+from services.common.kafka.lag import watch_lag
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
+from services.common.runtime import liveness, logs, metrics
+from services.common.runtime.clock import now_ms
+from services.selector.alias_selector import AliasSelector
+
+logger = logs.get()
+
+_POLL_S = 0.2
+"""How soon a stop is noticed; a record wakes the poll at once."""
+_AT_ONCE = 500
+_DAY_MS = 24 * 3600 * 1000
+_SKEW_MS = 60_000
+"""How far the clocks that stamp routes and episodes may differ."""
+_DECISIONS = (POLICY_ROUTES, SELECTION_DECISIONS)
+_OUTCOMES = (EPISODES, AGENT_REWARDS)
+
+
+class Selector:
+    """Selects until stopped, or until another selector takes an alias over."""
+
+    def __init__(
+        self, selectors: Sequence[AliasSelector], kafka: KafkaSettings, lookback_days: float
+    ) -> None:
+        self._selectors = selectors
+        self._kafka = kafka
+        self._lookback_ms = int(lookback_days * _DAY_MS)
+        self._codec = make_codec()
+        self._producer = EventProducer(kafka, self._codec, "fulgurite-selector")
+        self._stopping = False
+        self._shares: dict[tuple[str, ...], float] = {}
+        """By alias and variant, as metrics show them."""
+
+    def stop(self) -> None:
+        """Stop soon."""
+        self._stopping = True
+
+    async def run(self) -> None:
+        """Select until stopped. Raises Superseded, KafkaException, LogUnavailable."""
+        await asyncio.to_thread(self._run)
+
+    def _run(self) -> None:
+        consumer = make_consumer(self._kafka)
+        watch_lag(consumer, self._kafka)
+        try:
+            self._catch_up(consumer)
+            for selector in self._selectors:
+                self._write(selector.claim(now_ms()))
+            logger.info("ready", aliases=[one.alias for one in self._selectors])
+            while not self._stopping:
+                has_more = self._consume(consumer)
+                liveness.beat()
+                if not has_more:
+                    self._write_due()
+        finally:
+            consumer.close()
+            self._producer.close()
+
+    def _catch_up(self, consumer: Consumer) -> None:
+        """Read everything that is in the log now."""
+        starts = self._starts(consumer)
+        consumer.assign([place for place, _ in starts])
+        ends = {(place.topic, place.partition): end for place, end in starts if end > place.offset}
+        while ends and not self._stopping:
+            self._consume(consumer)
+            liveness.beat()
+            for place in consumer.position(consumer.assignment()):
+                if place.offset >= ends.get((place.topic, place.partition), place.offset + 1):
+                    del ends[place.topic, place.partition]
+
+    def _starts(self, consumer: Consumer) -> list[tuple[TopicPartition, int]]:
+        """Where to start in every partition, and its end."""
+        since = self._since()
+        found: list[tuple[TopicPartition, int]] = []
+        for topic in (*_DECISIONS, *_OUTCOMES):
+            name = self._kafka.topic(topic)
+            for partition in range(topic.partitions):
+                low, end = watermarks(consumer, TopicPartition(name, partition))
+                start = low
+                if topic in _OUTCOMES:
+                    asked = [TopicPartition(name, partition, since)]
+                    (late,) = consumer.offsets_for_times(asked, timeout=READ_TIMEOUT_S)
+                    start = late.offset if late.offset >= 0 else end
+                found.append((TopicPartition(name, partition, start), end))
+        return found
+
+    def _since(self) -> int:
+        """The time of the oldest route that a comparison starts from, Unix milliseconds."""
+        histories = [SelectionHistory(one.alias) for one in self._selectors]
+        for topic in _DECISIONS:
+            for record in read_all(self._kafka, topic, self._codec):
+                for history in histories:
+                    history.apply(record.event)
+        now = now_ms()
+        bases = [base.time for history in histories if (base := history.base()) is not None]
+        return max(min([now, *bases]) - _SKEW_MS, now - self._lookback_ms, 0)
+
+    def _consume(self, consumer: Consumer) -> bool:
+        """Apply what has come; True if there may be more."""
+        first = consumer.poll(_POLL_S)
+        if first is None:
+            return False
+        messages = [first, *consumer.consume(_AT_ONCE, timeout=0)]
+        for message in messages:
+            failure = message.error()
+            if failure is not None:
+                raise KafkaException(failure)
+            name = str(message.topic()).removeprefix(self._kafka.topic_prefix)
+            metrics.count("fulgurite_consumed_records_total", name)
+            event = read_message(message, self._codec).event
+            for selector in self._selectors:
+                self._apply(selector, event)
+        return len(messages) > 1
+
+    def _apply(self, selector: AliasSelector, event: object) -> None:
+        try:
+            selector.apply(event)
+        except Exception as error:
+            logger.error(
+                "an event cannot be applied and is skipped",
+                alias=selector.alias,
+                event_id=getattr(event, "event_id", None),
+                error=words_of(error),
+                exc_info=error,
+            )
+
+    def _write_due(self) -> None:
+        for selector in self._selectors:
+            event = selector.due(now_ms())
+            if event is not None:
+                self._write(event)
+
+    def _write(self, event: PolicyRoute | SelectionDecision) -> None:
+        topic: Topic = POLICY_ROUTES if isinstance(event, PolicyRoute) else SELECTION_DECISIONS
+        self._producer.publish_sync(topic, event.alias, event)
+        kind = "route" if isinstance(event, PolicyRoute) else event.kind.value
+        metrics.count("fulgurite_selector_events_total", event.alias, kind)
+        logger.info("written", alias=event.alias, kind=kind, reason=event.reason)
+        if isinstance(event, SelectionDecision):
+            self._shares |= {(event.alias, one.variant): one.share for one in event.variants}
+            metrics.put("fulgurite_selector_share", self._shares)
