@@ -31,42 +31,42 @@ class SelectorSettings(BaseSettings):
     give it all but the floors and stop."""
     prices: Path | None = None
     """TOML file of prices (docs/how-to/cost.md)."""
-    price_weight: float = Field(0.0, ge=0)
+    price_weight: float = Field(default=0.0, ge=0)
     """Reward that a unit of the price file's currency costs."""
-    latency_weight: float = Field(0.0, ge=0)
+    latency_weight: float = Field(default=0.0, ge=0)
     """Reward that a second in the alias's calls costs."""
-    warmup: int = Field(30, ge=2)
+    warmup: int = Field(default=30, ge=2)
     """Rewarded episodes that a variant needs before its rewards count. Until then it keeps the
     share that the route gave it."""
-    every: int = Field(50, ge=1)
+    every: int = Field(default=50, ge=1)
     """New episodes between two decisions. Guard rails do not wait."""
-    floor: float = Field(0.05, gt=0, le=0.5)
+    floor: float = Field(default=0.05, gt=0, le=0.5)
     """Least share of a variant in any context: the exploration."""
-    half_life: float = Field(500.0, gt=0)
+    half_life: float = Field(default=500.0, gt=0)
     """Later episodes of the same variant after which an episode counts half."""
-    cell_episodes: int = Field(30, ge=2)
+    cell_episodes: int = Field(default=30, ge=2)
     """Rewarded episodes of every variant that a context needs for shares of its own."""
-    cells: int = Field(16, ge=0)
+    cells: int = Field(default=16, ge=0)
     """At most so many contexts have shares of their own; 0: the context does not matter."""
-    least_change: float = Field(0.02, ge=0, lt=1)
+    least_change: float = Field(default=0.02, ge=0, lt=1)
     """The route is left as it is while no share changes by more than this."""
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Confidence of a verdict, over the whole time of the comparison."""
-    most_episodes: int = Field(5_000, ge=2)
+    most_episodes: int = Field(default=5_000, ge=2)
     """Rewarded episodes after which a comparison ends without a winner."""
-    guard_window: int = Field(20, ge=1)
+    guard_window: int = Field(default=20, ge=1)
     """Latest episodes of a variant that its guard rails count."""
-    guard_error_rate: float = Field(0.25, ge=0, lt=1)
+    guard_error_rate: float = Field(default=0.25, ge=0, lt=1)
     """A variant loses its traffic if more than this part of the window failed."""
-    guard_call_s: float = Field(0.0, ge=0)
+    guard_call_s: float = Field(default=0.0, ge=0)
     """A variant loses its traffic if in more than half of the window its calls took longer than
     this on average, in seconds; 0: no limit."""
-    guard_share: float = Field(0.01, gt=0, le=0.5)
+    guard_share: float = Field(default=0.01, gt=0, le=0.5)
     """What a variant keeps that lost its traffic, so that it is seen when it recovers and no
     episode changes its variant."""
-    lookback_days: float = Field(7.0, gt=0)
+    lookback_days: float = Field(default=7.0, gt=0)
     """Episodes older than this at the start are not read."""
-    remembered: int = Field(20_000, ge=100)
+    remembered: int = Field(default=20_000, ge=100)
     """Latest episodes of an alias that are kept in memory, about 2 KB each."""
     log_level: str = "INFO"
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`."""
