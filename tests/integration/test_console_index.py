@@ -1,5 +1,8 @@
 """The console's index on a real broker: killed at random, started again, and complete."""
 
+# confluent-kafka annotates the futures of its admin client partially.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import random

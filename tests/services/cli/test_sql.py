@@ -36,7 +36,7 @@ def run(*arguments: str, code: int = 0) -> str:
 
 
 def test_a_table_json_and_csv_say_the_same(index: Path) -> None:
-    query = "SELECT run_id, groups, rollouts, rewards FROM runs, (SELECT MAP {'a': 1.5} AS rewards) ORDER BY run_id"
+    query = "SELECT run_id, groups, rollouts, rewards FROM runs, (SELECT MAP {'a': 1.5::DOUBLE} AS rewards) ORDER BY run_id"
     expected = [("run-1", 3, 6), ("run-2", 1, 2)]
     rows = json.loads(run(query, "--json"))
     assert [(row["run_id"], row["groups"], row["rollouts"]) for row in rows] == expected
