@@ -102,3 +102,7 @@ class AgentReward(Event, frozen=True, kw_only=True):
     """The person whose data this is, for per-person erasure."""
     payload_key_id: str | None = None
     """Id of the key the payload is encrypted with (crypto-shredding); null when in clear."""
+    fallback: bool = False
+    """Whether it counts only for an episode for which no other reward counts: of a judge, where
+    nobody votes.
+    """

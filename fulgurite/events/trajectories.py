@@ -89,6 +89,10 @@ class Trajectory(Event, frozen=True, kw_only=True):
     """The person whose data this is, for per-person erasure."""
     payload_key_id: str | None = None
     """Id of the key the payload is encrypted with (crypto-shredding); null when in clear."""
+    alias: str | None = None
+    """Alias that its group was declared for, or asked for first. Logs of earlier releases do not
+    have it.
+    """
 
 
 class Tombstone(Event, frozen=True, kw_only=True):
@@ -118,6 +122,10 @@ class Tombstone(Event, frozen=True, kw_only=True):
     """Its reward, if it has one: it stays in the baseline."""
     failure: FailureKind | None = None
     """Failure of the episode."""
+    alias: str | None = None
+    """Alias that its group was declared for, or asked for first. Logs of earlier releases do not
+    have it.
+    """
 
 
 class GroupClosed(Event, frozen=True, kw_only=True):

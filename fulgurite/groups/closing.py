@@ -170,6 +170,11 @@ class _Closing:
             if declaration
             else next((c.policy for e in episodes for c in e.calls if c.policy), None)
         )
+        self.alias = (
+            declaration.alias
+            if declaration
+            else next((c.alias for e in episodes for c in e.calls if c.policy), None)
+        )
         self.members = members(declaration, episodes)
         self.excluded = {
             episode.episode_id: find_excluded_calls(episode.calls, rules.exclusions)
@@ -292,6 +297,7 @@ class _Closing:
                 failure=episode.failure,
                 subject=episode.subject,
                 payload_key_id=episode.payload_key_id,
+                alias=self.alias,
             )
             for index, row in enumerate(built.rows)
         )
@@ -370,6 +376,7 @@ class _Closing:
             reason=reason,
             episode_reward=reward,
             failure=episode.failure if episode else None,
+            alias=self.alias,
         )
 
 

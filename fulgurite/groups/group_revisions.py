@@ -45,11 +45,20 @@ ClosingRecord = Output | GroupClosed
 
 _canonical = msgspec.msgpack.Encoder(order="deterministic")
 
-_HASHED_FIELDS = tuple(name for name in Action.__struct_fields__ if name != "turn")
-"""Fields of an action that came later are left out: the same closing has the same revision in logs
-of earlier releases.
-"""
-_HashedAction = msgspec.defstruct("_HashedAction", _HASHED_FIELDS)
+
+def _without(kind: type[msgspec.Struct], later: str) -> type[msgspec.Struct]:
+    """The kind without a field that came later, so that the same closing has the same revision in
+    logs of earlier releases.
+    """
+    names = [name for name in kind.__struct_fields__ if name != later]
+    return msgspec.defstruct(f"_Hashed{kind.__name__}", names)
+
+
+_HASHED = {
+    Action: _without(Action, "turn"),
+    Trajectory: _without(Trajectory, "alias"),
+    Tombstone: _without(Tombstone, "alias"),
+}
 
 
 def with_revision(outputs: Sequence[Output]) -> tuple[Output, ...]:
@@ -59,14 +68,14 @@ def with_revision(outputs: Sequence[Output]) -> tuple[Output, ...]:
     return tuple(_with_ids(output, revision) for output in outputs)
 
 
-def _hashed(output: Output) -> Output:
-    if not isinstance(output, Trajectory):
+def _hashed(output: Output | Action) -> msgspec.Struct:
+    kind = _HASHED.get(type(output))
+    if kind is None:
         return output
-    actions = [
-        _HashedAction(*(getattr(action, name) for name in _HASHED_FIELDS))
-        for action in output.actions
-    ]
-    return msgspec.structs.replace(output, actions=actions)
+    fields = {name: getattr(output, name) for name in kind.__struct_fields__}
+    if isinstance(output, Trajectory):
+        fields["actions"] = [_hashed(action) for action in output.actions]
+    return kind(**fields)
 
 
 def revision_of(outputs: Iterable[Output]) -> str | None:

@@ -22,6 +22,7 @@ from fulgurite.events import (
     GroupClosed,
     LlmCall,
     PolicyUpdate,
+    Tombstone,
     Trajectory,
 )
 from fulgurite.topics import TOPICS, TRAJECTORIES
@@ -104,7 +105,7 @@ def test_a_spool_that_was_written_is_read(tmp_path: Path) -> None:
 
 def test_the_processors_write_again_what_was_recorded() -> None:
     """But for what came after the recording: `GroupClosed`, and the offsets that it moves; the turns
-    of actions.
+    of actions; the aliases of rows.
     """
     log = load()
     assert written(record(said_in(log))) == written(log)
@@ -155,19 +156,20 @@ class _Values:
         """Nothing to finish."""
 
 
-def without_turns(row: Trajectory) -> Trajectory:
-    return msgspec.structs.replace(
-        row, actions=tuple(msgspec.structs.replace(one, turn=None) for one in row.actions)
-    )
+def as_before(event: Event) -> Event:
+    """Without what logs of earlier releases do not have: turns, and aliases."""
+    if isinstance(event, Tombstone):
+        return msgspec.structs.replace(event, alias=None)
+    if not isinstance(event, Trajectory):
+        return event
+    actions = tuple(msgspec.structs.replace(one, turn=None) for one in event.actions)
+    return msgspec.structs.replace(event, alias=None, actions=actions)
 
 
 def _timeless(rows: dict[str, list[bytes]]) -> dict[str, list[Event]]:
     """The events of each group without what logs of earlier releases do not have."""
     events = {key: [CODEC.decode(value) for value in values] for key, values in rows.items()}
-    return {
-        key: [without_turns(one) if isinstance(one, Trajectory) else one for one in found]
-        for key, found in events.items()
-    }
+    return {key: [as_before(one) for one in found] for key, found in events.items()}
 
 
 def _by_group(values: Iterable[tuple[str, bytes]]) -> dict[str, list[bytes]]:
@@ -184,11 +186,9 @@ def written(log: Sequence[Recorded]) -> dict[str, list[tuple[str, str, str, byte
         event = CODEC.decode(one.value)
         if isinstance(event, PolicyUpdate):
             event = msgspec.structs.replace(event, positions=())
-        if isinstance(event, Trajectory):
-            event = without_turns(event)
         if not isinstance(event, GroupClosed):
             topics.setdefault(one.topic, []).append(
-                (one.key, one.event_type, one.event_id, CODEC.encode(event))
+                (one.key, one.event_type, one.event_id, CODEC.encode(as_before(event)))
             )
     return topics
 

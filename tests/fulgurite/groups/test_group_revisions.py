@@ -56,6 +56,10 @@ def test_what_changes_no_byte_is_the_same_revision() -> None:
         assert outputs == closing()
 
 
+def test_a_closing_has_the_revision_that_earlier_releases_gave_it() -> None:
+    assert {output.group_revision for output in closing()} == {"b1v9xs88kay2t8gzba2rpv5wm6y2pqj8"}
+
+
 def test_whatever_changes_one_is_another() -> None:
     silent = close_group(
         GROUP, DECLARED.declaration, [episode(0), episode(1)], [make_reward(0, 0, None)]
