@@ -58,7 +58,12 @@ class Average(EventStruct, frozen=True):
 
 
 class MovingAverages:
-    """The averages of a policy's batches: of whole rewards, and of the returns of each turn."""
+    """The averages of a policy's batches, by alias: of whole rewards, and of the returns of each
+    turn.
+
+    Aliases differ in who votes and on what, so a reward of one says little about another's. A
+    function of the batches in their order: a learner that resumes has the same averages.
+    """
 
     def __init__(self, decay: float) -> None:
         """`decay`: the share of an average that remains after a batch."""
@@ -74,36 +79,47 @@ class MovingAverages:
         return {kind: (one.mean, one.square) for kind, one in self._averages.items()}
 
     def begin(self, groups: Sequence[BatchGroup]) -> None:
-        """Take averages that do not exist yet from a batch that is to be trained."""
-        self._averages = {**_averages(groups), **self._averages}
+        """Take averages that do not exist yet from a batch that is to be trained, or from those of
+        the policy that an earlier release wrote.
+        """
+        for (alias, kind), new in _averages(groups).items():
+            known = self._averages.get(kind, new)
+            self._averages.setdefault(_name(alias, kind), known)
 
     def observe(self, groups: Sequence[BatchGroup]) -> None:
         """Move the averages towards those of a batch that was trained."""
-        for kind, new in _averages(groups).items():
-            old = self._averages.get(kind, new)
-            self._averages[kind] = Average(
+        for (alias, kind), new in _averages(groups).items():
+            name = _name(alias, kind)
+            old = self._averages.get(name, new)
+            self._averages[name] = Average(
                 self._decay * old.mean + (1 - self._decay) * new.mean,
                 self._decay * old.square + (1 - self._decay) * new.square,
             )
 
     def of(self, group: BatchGroup, turn: int) -> Average:
         """What a credit of a group of the batch that was begun is compared with."""
-        return self._averages[_kind(group, turn)]
+        return self._averages[_name(group.alias, _kind(group, turn))]
 
 
-def _averages(groups: Sequence[BatchGroup]) -> dict[str, Average]:
-    values: dict[str, list[float]] = {}
+def _averages(groups: Sequence[BatchGroup]) -> dict[tuple[str | None, str], Average]:
+    """The averages of a batch, by alias and kind."""
+    values: dict[tuple[str | None, str], list[float]] = {}
     for group in groups:
         if group.by_turn:
             for turn, _, value in _credits(group):
-                values.setdefault(_kind(group, turn), []).append(value)
+                values.setdefault((group.alias, _kind(group, turn)), []).append(value)
         else:
-            values.setdefault(_EPISODES, []).extend(group.rewards)
+            values.setdefault((group.alias, _EPISODES), []).extend(group.rewards)
     return {
         kind: Average(fmean(found), fmean(value * value for value in found))
         for kind, found in values.items()
         if found
     }
+
+
+def _name(alias: str | None, kind: str) -> str:
+    """The name of an average in a checkpoint."""
+    return kind if alias is None else f"{kind} of {alias}"
 
 
 def _kind(group: BatchGroup, turn: int) -> str:

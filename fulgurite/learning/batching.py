@@ -113,6 +113,8 @@ class BatchGroup(EventStruct, frozen=True, kw_only=True):
     """Whether it has nothing of its own to compare with."""
     by_turn: bool = False
     """Whether its credits are compared with those of the same turn."""
+    alias: str | None = None
+    """The alias that it asked for; None in logs of earlier releases."""
     partition: int = 0
     offsets: tuple[int, int] = (0, 0)
     """Where its records are in the topic: the first, and the last."""
@@ -448,6 +450,7 @@ def assign_outcomes(
         members=members_of(rows, pending.tombstones.values()),
         is_lone=is_lone,
         by_turn=compared.by_turn,
+        alias=next((event.alias for event in (*rows, *pending.tombstones.values())), None),
         partition=pending.partition,
         offsets=(pending.first_offset, pending.last_offset),
     )

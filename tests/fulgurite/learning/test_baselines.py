@@ -185,3 +185,57 @@ def test_the_average_of_many_equal_batches_is_theirs(batches: Sequence[list[floa
         averages.begin(groups)
         averages.observe(groups)
     assert averages.of(groups[0], 0).mean == pytest.approx(fmean(rewards), abs=1e-9)
+
+
+def of_alias(alias: str | None, group: str, reward: float) -> tuple[BatchGroup, ...]:
+    made = msgspec.structs.replace(alone(group, reward), alias=alias)
+    return batch(made, rules=MOVING)
+
+
+def test_each_alias_has_an_average_of_its_own() -> None:
+    averages = MovingAverages(decay=0.5)
+    strict, kind = of_alias("strict", "g1", 0.0), of_alias("kind", "g2", 1.0)
+    for groups in (strict, kind, kind, strict):
+        averages.begin(groups)
+        averages.observe(groups)
+    assert averages.of(strict[0], 0).mean == 0.0
+    assert averages.of(kind[0], 0).mean == 1.0
+    assert set(averages.state()) == {"episodes of strict", "episodes of kind"}
+
+
+def test_an_episode_without_rows_counts_for_its_alias() -> None:
+    lost = msgspec.structs.replace(stone("g1", 0, 0.5, size=1), alias="kind")
+    (group,) = settled(batcher_with(lost, rules=MOVING))
+    assert group.alias == "kind"
+
+
+def test_an_alias_begins_with_the_average_that_an_earlier_release_kept() -> None:
+    averages = MovingAverages(decay=0.5)
+    averages.restore({"episodes": (0.25, 0.5)})
+    (group,) = of_alias("kind", "g1", 1.0)
+    averages.begin((group,))
+    assert averages.of(group, 0) == Average(0.25, 0.5)
+    averages.observe((group,))
+    assert averages.state() == {"episodes": (0.25, 0.5), "episodes of kind": (0.625, 0.75)}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.floats(-1, 1)), min_size=2))
+def test_a_learner_that_resumes_has_the_same_averages(paid: list[tuple[str | None, float]]) -> None:
+    batches = [of_alias(alias, f"g{n}", reward) for n, (alias, reward) in enumerate(paid)]
+    without_stop, before_stop = MovingAverages(0.9), MovingAverages(0.9)
+    for groups in batches:
+        without_stop.begin(groups)
+        without_stop.observe(groups)
+    for groups in batches[: len(batches) // 2]:
+        before_stop.begin(groups)
+        before_stop.observe(groups)
+    resumed = MovingAverages(0.9)
+    resumed.restore(
+        msgspec.json.decode(
+            msgspec.json.encode(before_stop.state()), type=dict[str, tuple[float, float]]
+        )
+    )
+    for groups in batches[len(batches) // 2 :]:
+        resumed.begin(groups)
+        resumed.observe(groups)
+    assert resumed.state() == without_stop.state()
