@@ -190,10 +190,20 @@ def make_reward(
     attempt: int | None = None,
     final: bool = True,
     at: int = 3_000,
+    fallback: bool = False,
 ) -> AgentReward:
     """A reward of a rollout or of one of its actions."""
     return AgentReward(
-        event_id=derive_id("reward", group, index, name, call_id or "", choice or 0, at),
+        event_id=derive_id(
+            "reward",
+            group,
+            index,
+            name,
+            call_id or "",
+            choice or 0,
+            at,
+            *(["f"] if fallback else []),
+        ),
         event_time=at,
         group_id=group_id(group),
         rollout_id=rollout_id(group, index),
@@ -203,8 +213,9 @@ def make_reward(
         name=name,
         value=value,
         final=final,
-        source="rest",
+        source="judge" if fallback else "rest",
         error=None if value is not None else "it failed",
+        fallback=fallback,
     )
 
 

@@ -36,6 +36,17 @@ def is_over_quota(calls: Iterable[LlmCall]) -> bool:
     return any(call.training_use is TrainingUse.quota for call in calls)
 
 
+def wants_fallback(calls: Sequence[LlmCall]) -> bool:
+    """Whether a judge may reward live traffic with these calls where nobody votes: it is opted in,
+    within its quota, and nothing of it is left out.
+    """
+    return (
+        any(map(is_opted_in, calls))
+        and not is_over_quota(calls)
+        and not any(map(is_left_out, calls))
+    )
+
+
 def find_left_out_calls(calls: Sequence[LlmCall]) -> frozenset[str]:
     """Ids of the calls of an attempt that may not be trained: all of them where one is left out;
     in live traffic that is opted in, those of aliases that are not.

@@ -6,6 +6,9 @@ it completes its name and leaves the episode without a reward. A reward of an ac
 episode does not have is ignored. The episode's reward is the weighted sum of all rewards of the
 episode (the outcome) and of its actions. Values are never normalised.
 
+A fallback counts only for an episode for which nothing else does: what people say wins over what a
+judge says of them. It completes nothing, so the episode waits for a vote until it is due.
+
 Results fit in float32, in which a trainer computes: single values and weights are bounded when they
 are accepted (`LARGEST_REWARD`, `LARGEST_WEIGHT`), and an episode whose rewards add up to more than
 `LARGEST_TOTAL` has no reward.
@@ -50,7 +53,10 @@ class EpisodeRewards(EventStruct, frozen=True, kw_only=True):
 
 
 def counted(episode: Episode, rewards: Iterable[AgentReward]) -> tuple[AgentReward, ...]:
-    """The rewards that count for an episode: one per name and target, ordered by these."""
+    """The rewards that count for an episode: one per name and target, ordered by these.
+
+    Fallbacks are among them only where they are all there is.
+    """
     choices = {call.call_id: {choice.index for choice in call.choices} for call in episode.calls}
     chosen: dict[tuple[str, str | None, int | None], AgentReward] = {}
     for reward in rewards:
@@ -63,15 +69,17 @@ def counted(episode: Episode, rewards: Iterable[AgentReward]) -> tuple[AgentRewa
         thing = (reward.name, reward.call_id, reward.choice)
         if thing not in chosen or _rank(chosen[thing]) < _rank(reward):
             chosen[thing] = reward
+    only_fallbacks = all(reward.fallback for reward in chosen.values())
     return tuple(
         chosen[thing]
         for thing in sorted(chosen, key=lambda thing: (thing[0], thing[1] or "", thing[2] or 0))
+        if only_fallbacks or not chosen[thing].fallback
     )
 
 
 def is_complete(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> bool:
     """Whether every expected reward is final; without expected names, whether one reward is."""
-    final = {reward.name for reward in rewards if reward.final}
+    final = {reward.name for reward in rewards if reward.final and not reward.fallback}
     expected = declaration.expected_rewards if declaration else ()
     return final >= set(expected) if expected else bool(final)
 
@@ -128,8 +136,8 @@ def _has_action(choices: Mapping[str, Collection[int]], call_id: str, choice: in
     return call_id in choices and (not choices[call_id] or choice in choices[call_id])
 
 
-def _rank(reward: AgentReward) -> tuple[bool, int, str]:
-    return reward.final, reward.event_time, reward.event_id
+def _rank(reward: AgentReward) -> tuple[bool, bool, int, str]:
+    return not reward.fallback, reward.final, reward.event_time, reward.event_id
 
 
 def has_spread(values: Collection[float]) -> bool:

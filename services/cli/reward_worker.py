@@ -26,6 +26,13 @@ def reward_worker(
     run_id: Annotated[
         str | None, typer.Option(metavar="RUN", help="Score only episodes of this run.")
     ] = None,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Score live traffic that is opted in to training. A vote wins over the score.",
+        ),
+    ] = False,
 ) -> None:
     """Run a reward worker: score every new episode with a reward function until stopped.
 
@@ -37,4 +44,4 @@ def reward_worker(
     """
     from services.rewards.worker import run
 
-    serve("reward-worker", run, reward=reward, name=name, run_id=run_id)
+    serve("reward-worker", run, reward=reward, name=name, run_id=run_id, live=live)

@@ -19,14 +19,16 @@ def serve(
 ) -> NoReturn:
     """Run a service until it stops; exits with its code, or with 2 if no broker answers.
 
-    `options` become the options of its command line, except those that are None.
+    `options` become the options of its command line, except those that are None or False; True is
+    an option without a value.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    arguments = [
-        word
-        for name, value in given.items()
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
+    arguments: list[str] = []
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        arguments.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            arguments.append(str(value))
     with report_errors(command), metrics_port.shown():
         answering(KafkaSettings())
         code = asyncio.run(run(arguments))

@@ -2,7 +2,8 @@
 
 Groups are kept as conversations, without tokens. A declared group is due when every rollout's last
 attempt is there, or when its deadline and the grace have passed: by the time of the events, or by
-the clock once the partition is read to its end. Undeclared traffic is not judged. An offset is
+the clock once the partition is read to its end. Undeclared traffic is not judged, but for a judge
+of live traffic: there every episode is a group, due some time after its end. An offset is
 committed only when the groups of all episodes below it are done.
 """
 
@@ -35,8 +36,12 @@ class JudgedAttempt(msgspec.Struct, frozen=True):
 class Waiting:
     """A group that waits to be judged."""
 
-    def __init__(self, group_id: str, partition: int, offset: int) -> None:
+    def __init__(
+        self, group_id: str, partition: int, offset: int, live_wait_s: float | None = None
+    ) -> None:
+        """`live_wait_s`: of live traffic, seconds after its end in which somebody may vote."""
         self.group_id = group_id
+        self._live_wait_s = live_wait_s
         self.partition = partition
         self.offset = offset
         """Offset of the first episode of the group that was read."""
@@ -52,12 +57,15 @@ class Waiting:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every declared rollout's last attempt is here."""
-        return not self._state.awaits_episodes()
+        """Whether every declared rollout's last attempt is here. Live traffic has always more."""
+        return self._live_wait_s is None and not self._state.awaits_episodes()
 
     def due_at(self, grace_s: float) -> int:
         """When the group is judged with the episodes it has, in Unix milliseconds."""
         declaration = self._state.declaration
+        if self._live_wait_s is not None:
+            ended = max(episode.ended_at for episode in self._state.episodes.values())
+            return ended + int(self._live_wait_s * 1000)
         return 0 if declaration is None else declaration.deadline + int(grace_s * 1000)
 
     def began(self) -> int:
@@ -79,7 +87,9 @@ class Waiting:
 class WaitingRoom:
     """The waiting groups of the partitions that this judge reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, live_wait_s: float | None = None) -> None:
+        """`live_wait_s`: see `Waiting`."""
+        self._live_wait_s = live_wait_s
         self._groups: dict[str, Waiting] = {}
         self._unfinished: dict[int, set[Waiting]] = {}
         self._ends: dict[int, int] = {}
@@ -94,7 +104,9 @@ class WaitingRoom:
         """Add an episode of a declared group."""
         group = self._groups.get(episode.group_id)
         if group is None:
-            group = self._groups[episode.group_id] = Waiting(episode.group_id, partition, offset)
+            group = self._groups[episode.group_id] = Waiting(
+                episode.group_id, partition, offset, self._live_wait_s
+            )
             self._unfinished.setdefault(partition, set()).add(group)
         group.apply(episode)
 

@@ -3,9 +3,11 @@
     fulgurite judge --model ALIAS --name judge [--rubric FILE] [--run-id RUN]
 
 Every declared group of the run (of every run, without `--run-id`) is judged once it is complete or
-overdue: at least once, a bounded number at a time. A group that gets no scores gets rewards without
-a value and with the error. Offsets are committed in order, after the rewards were acknowledged;
-groups that were not committed are judged again after a restart, with the same reward ids.
+overdue: at least once, a bounded number at a time. With `--live` every live episode that is opted
+in is judged by itself, unless somebody has voted on it. A group that gets no scores gets rewards
+without a value and with the error. Offsets are committed in order, after the rewards were
+acknowledged; groups that were not committed are judged again after a restart, with the same reward
+ids.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from typing import cast
 import msgspec
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
+from fulgurite.calls.training_use import wants_fallback
+from fulgurite.enums import Mode
 from fulgurite.errors import BadClaim
-from fulgurite.events import Episode
+from fulgurite.events import AgentReward, Episode
 from fulgurite.ids import derive_id
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES
 from services.common.blobs.blob_store import redeemed_episode
@@ -79,7 +83,7 @@ class Judge:
         self._settings = settings
         self._codec = make_codec()
         self._producer = EventProducer(kafka, self._codec, "fulgurite-judge")
-        self._room = WaitingRoom()
+        self._room = WaitingRoom(settings.live_wait_s if judge.is_live else None)
         self._turns = asyncio.Semaphore(settings.concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
         self._heard: list[Message | _Left] = []
@@ -130,14 +134,42 @@ class Judge:
                 await self._hear(read_message(heard, self._codec))
         if consumer.memberid():
             liveness.beat()
-        for group in self._room.due(
+        due = self._room.due(
             int(time.time() * 1000), self._settings.grace_s, partial(self._has_more, consumer)
-        ):
+        )
+        for group in await self._without_votes(due):
             self._tasks.add(asyncio.create_task(self._judge_group(group)))
         for task in [task for task in self._tasks if task.done()]:
             self._tasks.remove(task)
             task.result()
         await asyncio.to_thread(self._commit, consumer)
+
+    async def _without_votes(self, groups: list[Waiting]) -> list[Waiting]:
+        """Of live groups, those on which nobody has voted yet; the others are done."""
+        if not self._judge.is_live or not groups:
+            return groups
+        keys = {group.group_id.encode() for group in groups}
+
+        def read() -> set[str]:
+            records = read_all(
+                self._kafka,
+                AGENT_REWARDS,
+                self._codec,
+                partitions=sorted({group.partition for group in groups}),
+                since_ms=min(group.began() for group in groups),
+                keys=keys,
+            )
+            return {
+                record.event.group_id
+                for record in records
+                if isinstance(record.event, AgentReward) and not record.event.fallback
+            }
+
+        voted = await asyncio.to_thread(read)
+        for group in groups:
+            if group.group_id in voted:
+                self._room.mark_done(group)
+        return [group for group in groups if group.group_id not in voted]
 
     def _consume(self, consumer: Consumer, busy: bool) -> list[Message | _Left]:
         """Return the messages read and the partitions lost, in the order in which it happened."""
@@ -195,6 +227,13 @@ class Judge:
 
     def _is_ours(self, episode: Episode) -> bool:
         declaration = episode.declaration
+        if self._judge.is_live:
+            return (
+                declaration is None
+                and episode.mode is Mode.live
+                and not episode.will_retry
+                and wants_fallback(episode.calls)
+            )
         return declaration is not None and self._run_id in (None, declaration.run_id)
 
     async def _readable(self, episode: Episode) -> Episode:
@@ -240,7 +279,7 @@ class Judge:
 
     async def _reward(self, group: Waiting) -> None:
         async with self._turns:
-            if not group.is_complete:
+            if not (group.is_complete or self._judge.is_live):
                 await self._recall(group)
             revisions = group.revisions()
             known = self._judged.get(group.group_id) == revisions
@@ -294,7 +333,8 @@ class Judge:
             self._committed |= news
 
     def _group_id(self) -> str:
-        return f"{self._kafka.topic_prefix}judge.{self._run_id or 'all'}.{self._judge.name}"
+        scope = self._run_id or ("live" if self._judge.is_live else "all")
+        return f"{self._kafka.topic_prefix}judge.{scope}.{self._judge.name}"
 
 
 async def run(arguments: Sequence[str]) -> int:
@@ -317,14 +357,25 @@ async def run(arguments: Sequence[str]) -> int:
         help="standards to judge by, added to the default ones",
     )
     parser.add_argument("--run-id", default=None, help="judge only the groups of this run")
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="judge live traffic that is opted in, where nobody votes",
+    )
     chosen = parser.parse_args(arguments)
+    if chosen.live and chosen.run_id:
+        parser.error("--live is for traffic that belongs to no run: give no --run-id")
 
     def make() -> Judge:
         settings, kafka = JudgeSettings(), KafkaSettings()
         logs.configure("judge", settings.log_level)
         model = JudgeModel(cast(str, chosen.model), chosen.name, settings)
         judge = GroupJudge(
-            chosen.name, chosen.model, _rubric(chosen.rubric), settings.max_characters
+            chosen.name,
+            chosen.model,
+            _rubric(chosen.rubric),
+            settings.max_characters,
+            live=chosen.live,
         )
         check_topics(kafka)
         return Judge(judge, model, chosen.run_id, kafka, settings)

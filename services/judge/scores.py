@@ -30,11 +30,15 @@ class Asked(Protocol):
 
 
 class GroupJudge:
-    """Scores the trajectories of a group by comparing them."""
+    """Scores the trajectories of a group by comparing them; with `live`, each by itself."""
 
-    def __init__(self, name: str, model: str, rubric: str, max_characters: int) -> None:
+    def __init__(
+        self, name: str, model: str, rubric: str, max_characters: int, *, live: bool = False
+    ) -> None:
+        """`live`: of live traffic. Its rewards count only where no other does."""
         self.name = name
-        self.source = f"judge:{model}@{digest(rubric)}"
+        self.source = f"judge:{model}@{digest(rubric, compares=not live)}"
+        self.is_live = live
         self._rubric = rubric
         self._max_characters = max_characters
 
@@ -52,6 +56,8 @@ class GroupJudge:
     async def _compared(
         self, answered: Sequence[JudgedAttempt], asked: Asked
     ) -> Sequence[ScoreOrFailure]:
+        if self.is_live:
+            return [await self._scored(one, asked) for one in answered]
         if len(answered) < 2:
             return [
                 TooFewTrajectories(
@@ -64,6 +70,15 @@ class GroupJudge:
             )
         except JudgeFailed as error:
             return [error] * len(answered)
+
+    async def _scored(self, one: JudgedAttempt, asked: Asked) -> ScoreOrFailure:
+        try:
+            (found,) = await asked.scores(
+                question([one.messages], self._rubric, self._max_characters)
+            )
+        except JudgeFailed as error:
+            return error
+        return found
 
     def _reward(
         self, one: JudgedAttempt, attempts: Sequence[JudgedAttempt], result: ScoreOrFailure
@@ -87,4 +102,5 @@ class GroupJudge:
             if failed
             else json.dumps({"explanation": clean(result.explanation)}, ensure_ascii=False),
             subject=one.episode.subject,
+            fallback=self.is_live,
         )

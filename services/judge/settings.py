@@ -45,6 +45,9 @@ class JudgeSettings(BaseSettings):
     """Temperature of the answer; the model's own if unset."""
     grace_s: float = Field(default=30.0, ge=0)
     """Seconds after a group's deadline to wait for episodes."""
+    live_wait_s: float = Field(default=120.0, ge=0)
+    """Seconds after the end of a live episode in which somebody may vote, before it is judged. The
+    score is trained if it comes before FULGURITE_REWARDER_LIVE_WAIT_S."""
     session_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds after which the partitions of a dead judge move to others."""
     log_level: str = "INFO"

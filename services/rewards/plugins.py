@@ -32,9 +32,20 @@ class Scored(NamedTuple):
 class RewardPlugin:
     """A reward function that can be loaded. `source` is its name with the hash of its code."""
 
-    def __init__(self, reference: str, name: str, load_timeout_s: float = LOAD_TIMEOUT_S) -> None:
-        """Check that the function can be loaded. Raises PluginError."""
+    def __init__(
+        self,
+        reference: str,
+        name: str,
+        load_timeout_s: float = LOAD_TIMEOUT_S,
+        *,
+        fallback: bool = False,
+    ) -> None:
+        """Check that the function can be loaded. Raises PluginError.
+
+        `fallback`: its rewards count only where no other does.
+        """
         self.name = name
+        self.is_fallback = fallback
         self.source = source_of(reference)
         self._reference = reference
         check(reference, load_timeout_s)
@@ -115,6 +126,7 @@ class RewardPlugin:
             final=action is None,
             source=self.source,
             error=error,
+            fallback=self.is_fallback,
         )
 
 

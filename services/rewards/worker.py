@@ -2,7 +2,8 @@
 
     python -m services.rewards.worker --reward rewards.py:fn --name reward --run-id RUN
 
-Every final attempt of the run (of every run, without `--run-id`) is scored: at least once, a
+With `--live`, only live traffic that is opted in is scored, and its rewards count where nobody
+votes. Every final attempt of the run (of every run, without `--run-id`) is scored: at least once, a
 bounded number at a time. A reward's id derives from its name, the function's source and the
 episode's revision, so that scoring again repeats the same event. A function that fails gives a
 reward without a value and with the error's text. Offsets are committed in order, after the rewards'
@@ -21,6 +22,8 @@ from typing import cast
 import msgspec
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
+from fulgurite.calls.training_use import wants_fallback
+from fulgurite.enums import Mode
 from fulgurite.errors import BadClaim
 from fulgurite.events import Episode
 from fulgurite.topics import AGENT_REWARDS, EPISODES
@@ -94,7 +97,7 @@ class RewardWorker:
             self._sandbox.close()
 
     def _group_id(self) -> str:
-        scope = self._run_id or "all"
+        scope = self._run_id or ("live" if self._plugin.is_fallback else "all")
         return f"{self._kafka.topic_prefix}reward-worker.{scope}.{self._plugin.name}"
 
     async def _handle(self, message: Message) -> None:
@@ -131,6 +134,10 @@ class RewardWorker:
         )
 
     def _is_ours(self, episode: Episode) -> bool:
+        if self._plugin.is_fallback and not (
+            episode.mode is Mode.live and wants_fallback(episode.calls)
+        ):
+            return False
         declaration = episode.declaration
         if self._run_id is not None and (declaration is None or declaration.run_id != self._run_id):
             return False
@@ -180,12 +187,21 @@ async def run(arguments: Sequence[str]) -> int:
         help="name of the reward if the function returns a plain number",
     )
     parser.add_argument("--run-id", default=None, help="score only episodes of this run")
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="score live traffic that is opted in; a vote wins over the score",
+    )
     chosen = parser.parse_args(arguments)
+    if chosen.live and chosen.run_id:
+        parser.error("--live is for traffic that belongs to no run: give no --run-id")
 
     def make() -> RewardWorker:
         settings, kafka = RewardWorkerSettings(), KafkaSettings()
         logs.configure("reward-worker", settings.log_level)
-        plugin = RewardPlugin(chosen.reward, chosen.name, settings.load_timeout_s)
+        plugin = RewardPlugin(
+            chosen.reward, chosen.name, settings.load_timeout_s, fallback=chosen.live
+        )
         check_topics(kafka)
         return RewardWorker(plugin, chosen.run_id, kafka, settings)
 

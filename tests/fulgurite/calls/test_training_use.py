@@ -9,6 +9,7 @@ from fulgurite.calls.training_use import (
     find_uncounted_calls,
     is_counted,
     is_over_quota,
+    wants_fallback,
 )
 from fulgurite.enums import Mode, TrainingUse
 from fulgurite.events import LlmCall
@@ -54,3 +55,11 @@ def test_aliases_that_are_not_opted_in_are_left_out_of_an_episode_that_is() -> N
 def test_one_call_beyond_the_quota_is_enough() -> None:
     assert is_over_quota([live(0, TrainingUse.live), live(1, TrainingUse.quota)])
     assert not is_over_quota([live(0, TrainingUse.live)])
+
+
+def test_a_judge_may_look_at_what_is_opted_in_within_its_quota() -> None:
+    assert wants_fallback([live(0, TrainingUse.live), live(1, TrainingUse.by_mode)])
+    assert not wants_fallback([])
+    assert not wants_fallback([live(0, TrainingUse.by_mode)])
+    assert not wants_fallback([live(0, TrainingUse.live), live(1, TrainingUse.quota)])
+    assert not wants_fallback([live(0, TrainingUse.live), live(1, TrainingUse.excluded)])

@@ -40,18 +40,33 @@ def test_a_thumb_completes_the_group_and_its_row_is_trained_like_any_other() -> 
     assert isinstance(row, Trajectory)
     assert (row.mode, row.group_size, row.episode_reward) == (Mode.train, 1, 1.0)
     assert [action.loss for action in row.actions] == [True]
+    assert row.alias == "policy"
 
 
 def test_without_a_thumb_it_is_filtered_and_never_a_reward_of_nothing() -> None:
     entry, stone = close(call())
     assert isinstance(entry, LedgerEntry)
     assert isinstance(stone, Tombstone)
+    assert stone.alias == "policy"
     assert (entry.term, entry.reason, stone.reason, stone.mode) == (
         LedgerTerm.filtered,
         FilterReason.no_reward,
         FilterReason.no_reward,
         Mode.train,
     )
+
+
+def test_a_judges_score_is_trained_where_nobody_votes_and_a_vote_wins() -> None:
+    judged = make_reward(value=0.4, name="judge", fallback=True)
+    waiting = group(call(), rewards=(judged,))
+    assert not waiting.is_complete(RULES), "somebody may still vote"
+    (row,) = waiting.close(group_id(0), RULES)
+    assert isinstance(row, Trajectory)
+    assert (row.episode_reward, row.rewards) == (0.4, {"judge": 0.4})
+    (voted,) = close(call(), rewards=(judged, make_reward(value=1.0)))
+    assert isinstance(voted, Trajectory)
+    assert (voted.episode_reward, voted.rewards) == (1.0, {"reward": 1.0})
+    assert voted == close(call(), rewards=(make_reward(value=1.0),))[0]
 
 
 @pytest.mark.parametrize(

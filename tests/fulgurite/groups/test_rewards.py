@@ -52,6 +52,26 @@ def test_rewards_of_other_rollouts_and_attempts_do_not_count() -> None:
     assert counted(episode(), [mine]) == (mine,)
 
 
+def test_a_fallback_counts_where_nothing_else_does() -> None:
+    judged = make_reward(value=0.4, name="judge", at=9_000, fallback=True)
+    assert counted(episode(), [judged]) == (judged,)
+    for vote in (
+        make_reward(value=1.0),
+        make_reward(value=0.0, final=False),
+        make_reward(value=1.0, name="judge"),
+        make_reward(value=None, name="other"),
+    ):
+        assert counted(episode(), [judged, vote]) == counted(episode(), [vote, judged]) == (vote,)
+    for_nobody = make_reward(index=1)
+    assert counted(episode(), [for_nobody, judged]) == (judged,)
+
+
+def test_a_fallback_completes_nothing() -> None:
+    judged = make_reward(value=0.4, fallback=True)
+    assert not is_complete(None, [judged])
+    assert not is_complete(declaration(), [judged])
+
+
 def test_completeness() -> None:
     assert not is_complete(None, [])
     assert not is_complete(None, [make_reward(final=False)])

@@ -305,3 +305,15 @@ def test_a_rollouts_key_is_not_accepted_and_not_repeated() -> None:
             "big", "judge", JudgeSettings.model_validate({"api_key": "fg-k1.secret.signature"})
         )
     assert "secret" not in str(refused.value)
+
+
+async def test_a_live_conversation_is_scored_by_itself() -> None:
+    model = Answers(0.7)
+    live = GroupJudge("judge", "big", DEFAULT_RUBRIC, 10_000, live=True)
+    [reward] = await live.judge(told(episode(0))[:1], model)
+    assert (reward.value, reward.fallback, reward.source) == (0.7, True, live.source)
+    assert "an attempt at a goal" in model.questions[0].messages[0]["content"]
+    assert live.source != judge().source
+    failing = Answers(error=JudgeFailed("away"))
+    [reward] = await live.judge(told(episode(0))[:1], failing)
+    assert (reward.value, reward.fallback) == (None, True)

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from fulgurite.enums import Mode, TrainingUse
 from fulgurite.episodes.stitching import stitch
 from fulgurite.episodes.view import EpisodeView
 from fulgurite.events import AgentReward, DeadLetter, Episode
+from fulgurite.topics import AGENT_REWARDS, Topic
 from services.common.kafka.consumer import Record
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.settings import KafkaSettings
@@ -29,7 +31,7 @@ from services.judge.settings import JudgeSettings
 from tests.integration.stub_upstream import running_stub
 from tests.services.gateway.memory_producer import MemoryProducer
 from tests.services.memory_episodes import MemoryConsumer, MemoryEpisodes
-from tests.synthetic import group_id, make_call, make_declared, make_status
+from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status
 
 FAR = 10**15
 """A deadline that no test sees."""
@@ -84,10 +86,14 @@ class Bench:
 
     @asynccontextmanager
     async def judge(
-        self, *partitions: int, model: JudgeModel | None = None, run_id: str | None = None
+        self,
+        *partitions: int,
+        model: JudgeModel | None = None,
+        run_id: str | None = None,
+        live: bool = False,
     ) -> AsyncGenerator[Judging]:
         """A judge that runs, and is stopped at the end."""
-        one = Judging(self._patch, self.log, model or Model(), run_id)
+        one = Judging(self._patch, self.log, model or Model(), run_id, live=live)
         one.consumer.give(*partitions)
         running = asyncio.create_task(one.judge.run())
         try:
@@ -101,18 +107,24 @@ class Judging:
     """One judge, with what it reads from and writes to."""
 
     def __init__(
-        self, patch: pytest.MonkeyPatch, log: MemoryEpisodes, model: JudgeModel, run_id: str | None
+        self,
+        patch: pytest.MonkeyPatch,
+        log: MemoryEpisodes,
+        model: JudgeModel,
+        run_id: str | None,
+        *,
+        live: bool,
     ) -> None:
         self.consumer = MemoryConsumer(log)
         self.producer = MemoryProducer()
         patch.setattr(module, "EventProducer", partial(_given, self.producer))
         patch.setattr(module, "episodes_consumer", partial(_given, self.consumer))
         self.judge = Judge(
-            GroupJudge("judge", "big", DEFAULT_RUBRIC, 10_000),
+            GroupJudge("judge", "big", DEFAULT_RUBRIC, 10_000, live=live),
             model,
             run_id,
             KafkaSettings(),
-            settings(concurrency=1),
+            settings(concurrency=1, live_wait_s=10.0),
         )
 
     @property
@@ -343,3 +355,51 @@ def test_half_a_surrogate_pair_can_be_put_to_a_judge() -> None:
         [[{"role": "user", "content": "\ud83d"}], [{"role": "user", "content": "x"}]], "", 1_000
     )
     assert b"ud83d" in asked.messages[1]["content"].encode()
+
+
+def live_episode(group: int, use: TrainingUse = TrainingUse.live, ended_at: int = 2_000) -> Episode:
+    task: dict[str, object] = {"role": "user", "content": "1+1"}
+    made = stitch(
+        [
+            make_call(group, messages=[task], mode=Mode.live, use=use),
+            make_status(group, at=ended_at, mode=Mode.live),
+        ]
+    )
+    assert made is not None
+    return made
+
+
+async def test_live_conversations_without_a_vote_are_judged_once_the_wait_is_over(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Voted on, open to votes, not opted in, declared: only the first of five is judged."""
+    votes = [make_reward(1), make_reward(0, fallback=True)]
+
+    def read_all(_kafka: object, topic: Topic, *_: object, **options: Any) -> Iterator[Record]:
+        assert topic is AGENT_REWARDS
+        for event in votes:
+            if event.group_id.encode() in options["keys"]:
+                yield Record(0, 0, 1, b"", b"", event, None)
+
+    model = Model()
+    bench.log.append(
+        0,
+        live_episode(0),
+        live_episode(1),
+        live_episode(3, TrainingUse.by_mode),
+        episode(4, 0, deadline=1_000),
+        live_episode(2, ended_at=FAR),
+    )
+    monkeypatch.setattr(module, "read_all", read_all)
+    async with bench.judge(0, model=model, live=True) as judge:
+        await until(lambda: bench.log.committed.get(0) == 4)
+        assert [(one.group_id, one.fallback) for one in judge.rewards] == [(group_id(0), True)]
+    assert model.asked == 1
+
+
+async def test_a_judge_of_live_traffic_belongs_to_no_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        await module.run(["--model", "big", "--live", "--run-id", "r"])
+    assert "belongs to no run" in capsys.readouterr().err

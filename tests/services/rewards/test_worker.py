@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from confluent_kafka import Message
 
+from fulgurite.enums import Mode, TrainingUse
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentReward, DeadLetter, Episode
 from services.common.kafka.errors import EventTooLarge
@@ -47,7 +48,7 @@ class Plugin(RewardPlugin):
     """Breaks over every second group, as no plug-in should."""
 
     def __init__(self, error: Exception) -> None:
-        self.name, self.source = "reward", "test"
+        self.name, self.source, self.is_fallback = "reward", "test", False
         self._error = error
         self.asked: list[str] = []
 
@@ -106,3 +107,30 @@ async def test_an_episode_over_which_judging_breaks_is_buried_and_the_next_is_ju
         0,
     )
     assert sum(isinstance(event, AgentReward) for event in events) == 1
+
+
+async def test_a_worker_for_live_traffic_scores_what_is_opted_in_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log, producer = MemoryEpisodes(), MemoryProducer()
+    uses = {3: TrainingUse.live, 4: TrainingUse.quota, 5: TrainingUse.by_mode}
+    live = [
+        stitch([make_call(n, mode=Mode.live, use=use), make_status(n, mode=Mode.live)])
+        for n, use in uses.items()
+    ]
+    declared = stitch([make_declared(2, 1), make_call(2), make_status(2)])
+    log.append(0, *(cast(Episode, one) for one in (declared, *live)))
+    consumer = Consumer(log)
+    consumer.give(0)
+    monkeypatch.setattr(module, "EventProducer", partial(_given, producer))
+    monkeypatch.setattr(module, "episodes_consumer", partial(_given, consumer))
+    plugin = Plugin(ValueError())
+    plugin.is_fallback = True
+    worker = RewardWorker(plugin, None, KafkaSettings(), RewardWorkerSettings())
+    running = asyncio.create_task(worker.run())
+    async with asyncio.timeout(20):
+        while log.committed.get(0) != 4:  # noqa: ASYNC110 - another thread gets there
+            await asyncio.sleep(0.005)
+    worker.stop()
+    await running
+    assert plugin.asked == [group_id(3)]
