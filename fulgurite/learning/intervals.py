@@ -1,5 +1,8 @@
 """Computes means with 95% intervals: Wilson's for rewards of 0 and 1, Student's t for others.
 
+`estimate_gap` compares samples that are not paired: Agresti and Caffo's bounds for values of 0 and
+1, Welch's for others.
+
 Where groups have more than one value, each group counts once. If all values are equal they say
 nothing about their spread, so there is no interval, except for rewards of 0 and 1.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist, variance
 
 import msgspec
 
@@ -67,9 +71,12 @@ def _student_interval(
 
 def _student(degrees: int) -> float:
     """The quantile: from the table, or by Cornish and Fisher's expansion, to three decimals."""
-    if degrees <= len(_T):
-        return _T[degrees - 1]
-    return _Z + (_Z**3 + _Z) / (4 * degrees) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * degrees**2)
+    return _T[degrees - 1] if degrees <= len(_T) else _expanded(_Z, degrees)
+
+
+def _expanded(z: float, degrees: float) -> float:
+    """Student's quantile from the normal one. To two decimals from 29 degrees on."""
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
 def _wilson(mean: float, count: int) -> tuple[float, float]:
@@ -95,3 +102,42 @@ def estimate_by_student(groups: Sequence[Sequence[float]]) -> Estimate:
     alike = max(means) == min(means)
     low, high = (None, None) if alike else _student_interval(mean, means)
     return Estimate(mean, low, high, len(values))
+
+
+def estimate_gap(
+    baseline: Sequence[float], candidate: Sequence[float], error: float = 0.05
+) -> Estimate:
+    """Estimate how much more the mean of `candidate` is than that of `baseline`, at least 30 values
+    each. `count` is the number of values of `candidate`.
+
+    `error`: probability that the interval misses the difference. Source: Agresti and Caffo, Simple
+    and effective confidence intervals for proportions, The American Statistician 54, 2000; Welch,
+    Biometrika 34, 1947.
+    """
+    gap = sum(candidate) / len(candidate) - sum(baseline) / len(baseline)
+    z = NormalDist().inv_cdf(1 - error / 2)
+    if all(value in (0.0, 1.0) for value in (*baseline, *candidate)):
+        # One success and one failure more in each, so that equal values have a width.
+        ones, others = _with_two_more(candidate), _with_two_more(baseline)
+        centre = ones[0] - others[0]
+        half = z * math.sqrt(ones[1] + others[1])
+        return Estimate(gap, max(-1.0, centre - half), min(1.0, centre + half), len(candidate))
+    ones, others = _error_of_mean(candidate), _error_of_mean(baseline)
+    total = ones + others
+    if total == 0.0:
+        return Estimate(gap, gap, gap, len(candidate))
+    degrees = total**2 / (ones**2 / (len(candidate) - 1) + others**2 / (len(baseline) - 1))
+    half = _expanded(z, degrees) * math.sqrt(total)
+    return Estimate(gap, gap - half, gap + half, len(candidate))
+
+
+def _with_two_more(values: Sequence[float]) -> tuple[float, float]:
+    """The share of ones with a one and a zero more, and the square of its error."""
+    count = len(values) + 2
+    share = (sum(values) + 1) / count
+    return share, share * (1 - share) / count
+
+
+def _error_of_mean(values: Sequence[float]) -> float:
+    """The square of the mean's standard error."""
+    return variance(values) / len(values)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.table import Column, Table
@@ -18,26 +16,21 @@ from fulgurite.learning.evaluation import ENOUGH_TASKS, MARGIN
 from fulgurite.versions import parse_version
 from services.cli.errors import report_errors
 from services.cli.gate import Gate, rounds
-from services.cli.gateway_models import GatewaySilent, policy_of
+from services.cli.gateway_models import policy_of
 from services.cli.held_out import (
     Earned,
     Pair,
     held_out_rewards,
-    is_version,
     pairs,
     reason_of,
-    tasks_of,
 )
-from services.cli.loading import loaded
+from services.cli.measuring import measuring
 from services.cli.options import Margin, MinTasks, Weights
 from services.cli.output import print_json, print_table
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.common.policies.route_log import write_route
-from services.common.processes.errors import ProcessError
-from services.common.runtime import logs
 from services.common.runtime.interrupts import interrupts_noted
-from services.common.runtime.process_secrets import hide_from_other_processes
 from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import BadArgument
 from services.runner.command import (
@@ -45,15 +38,9 @@ from services.runner.command import (
     Limit,
     PassedVariables,
     Preload,
-    new_run_id,
-    run_command,
 )
-from services.runner.errors import RunnerError
-from services.runner.options import RunOptions, read_rewards, read_weights, task_id
-from services.runner.progress import TerminalWatcher
-from services.runner.run import INTERRUPTED, USELESS, Summary
-
-_LOAD_WAIT_S = 120.0
+from services.runner.options import RunOptions, read_rewards, read_weights
+from services.runner.run import INTERRUPTED, USELESS
 
 
 def evaluate(
@@ -219,7 +206,7 @@ def _follow(gate: Gate, options: RunOptions, *, load: bool, as_json: bool) -> No
     """Evaluate and promote versions as they come. Exits 130 when it is stopped."""
     kafka = answering(KafkaSettings())
     console = make_console(stderr=as_json)
-    with interrupts_noted() as stopped, _measuring(options, kafka, load=load) as measure:
+    with interrupts_noted() as stopped, measuring(options, kafka, load=load) as measure:
         for one in rounds(kafka, gate, measure, stopped):
             if as_json:
                 print_json({**_as_json(one.earned, [one.pair]), "why_not": one.why_not})
@@ -238,55 +225,9 @@ def _follow(gate: Gate, options: RunOptions, *, load: bool, as_json: bool) -> No
 
 def _run_all(models: Sequence[str], options: RunOptions, *, load: bool) -> list[Earned]:
     """Run the agent on all tasks with each model. Exits 1 if that fails, 130 if it is stopped."""
-    with _measuring(options, answering(KafkaSettings()), load=load) as measure:
+    with measuring(options, answering(KafkaSettings()), load=load) as measure:
         return [measure(model) for model in dict.fromkeys(models)]
     raise typer.Exit(INTERRUPTED)
-
-
-@contextmanager
-def _measuring(
-    options: RunOptions, kafka: KafkaSettings, *, load: bool
-) -> Generator[Callable[[str], Earned]]:
-    """Yield what runs the agent on all tasks with a model. Leaves the block when it is stopped.
-
-    Raises BadArgument if a run cannot continue.
-    """
-    logs.configure("runner", "WARNING")
-    hide_from_other_processes()
-    tasks = tasks_of(options.tasks)
-
-    def measure(model: str) -> Earned:
-        held = (
-            loaded(kafka, options.model, parse_version(model), _LOAD_WAIT_S, load=load)
-            if is_version(model)
-            else nullcontext()
-        )
-        with held:
-            return _earned(model, tasks, _run(model, options, kafka))
-
-    try:
-        yield measure
-    except KeyboardInterrupt:
-        return
-    except (RunnerError, ProcessError, GatewaySilent) as error:
-        raise BadArgument(str(error)) from error
-
-
-def _run(model: str, options: RunOptions, kafka: KafkaSettings) -> Summary:
-    one = msgspec.structs.replace(options, run_id=new_run_id(), served_by=model)
-    with TerminalWatcher(make_console(stderr=True, soft_wrap=False), model) as watcher:
-        return run_command(one, watcher, kafka=kafka)
-
-
-def _earned(model: str, tasks: Sequence[dict[str, Any]], summary: Summary) -> Earned:
-    """What the rollouts of a run earned. Its groups are in the order of the tasks."""
-    earned = Earned(model)
-    groups = list(dict.fromkeys(row["group_id"] for row in summary.rollouts))
-    ids = dict(zip(groups, map(task_id, tasks), strict=False))
-    for row in summary.rollouts:
-        versions = [row["version"]] if row["version"] else []
-        earned.add(ids[row["group_id"]], row["reward"], versions)
-    return earned
 
 
 def _as_json(earned: Sequence[Earned], compared: Sequence[Pair]) -> dict[str, Any]:

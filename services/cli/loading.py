@@ -9,11 +9,12 @@ from contextlib import contextmanager
 import msgspec
 
 from fulgurite.events import RouteTarget
+from fulgurite.selection.trials import EVALUATION
 from fulgurite.versions import Version, base_version
 from services.cli.gateway_models import is_served
 from services.cli.route_effect import RouteEffect
 from services.common.kafka.settings import KafkaSettings
-from services.common.policies.route_log import last_routes, write_route
+from services.common.policies.route_log import last_routes, publish_route, write_route
 from services.common.policies.route_targets import BadTarget, read_published
 
 _POLL_S = 0.1
@@ -40,7 +41,8 @@ def loaded(
     targets = before.targets if before is not None else ()
     with RouteEffect(kafka, published) as effect:
         routed = with_share_of_0(targets, wanted) if is_adapter else (wanted,)
-        ours = write_route(kafka, alias, routed, f"evaluation of {version}")
+        reason = f"evaluation of {version}"
+        ours = write_route(kafka, alias, routed, reason, author=EVALUATION)
         try:
             if not effect.wait((wanted,), wait_s):
                 raise BadTarget(f"no backend has loaded {version}: see `fulgurite status`")
@@ -48,10 +50,13 @@ def loaded(
             yield
         finally:
             # A route that somebody else has set since then stays.
-            if last_routes(kafka).get(alias) == ours:
-                previous = before.previous if before is not None else ()
-                reason = before.reason if before is not None else f"{version} is evaluated"
-                write_route(kafka, alias, targets, reason, previous)
+            if last_routes(kafka).get(alias) != ours:
+                pass
+            elif before is not None:
+                # The same event: who wrote it, when and why stays.
+                publish_route(kafka, before)
+            else:
+                write_route(kafka, alias, (), f"{version} is evaluated", (), author=EVALUATION)
 
 
 def with_share_of_0(

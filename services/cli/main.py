@@ -97,6 +97,10 @@ COMMANDS = {
         "services.cli.evaluate:evaluate",
         "Compare versions, aliases and other models on the same held-out tasks.",
     ),
+    "gate": (
+        "services.cli.gate_command:gate",
+        "Give new versions a share of live traffic, and promote or roll them back, until stopped.",
+    ),
     "pin": (
         "services.cli.pin:pin",
         "Make a recorded rollout a held-out task.",

@@ -225,11 +225,7 @@ def test_a_version_is_held_while_it_is_evaluated_and_the_route_is_put_back(
         with loaded(settings, "policy", wanted, 30.0, load=True):
             assert last_routes(settings)["policy"].targets == held
         after = last_routes(settings)["policy"]
-        assert (after.targets, after.reason, after.previous) == (
-            before.targets,
-            before.reason,
-            before.previous,
-        )
+        assert after == before, "also who wrote it, and when"
         with loaded(settings, "policy", wanted, 30.0, load=True):
             write_route(settings, "policy", (target("policy@1.1"),), "by somebody else")
         assert last_routes(settings)["policy"].reason == "by somebody else"

@@ -53,12 +53,17 @@ def write_route(
         author=author or getpass.getuser(),
         previous=previous,
     )
+    publish_route(kafka, event)
+    return event
+
+
+def publish_route(kafka: KafkaSettings, event: PolicyRoute) -> int:
+    """Publish a route, and return its offset. Raises LogUnavailable."""
     producer = EventProducer(kafka, make_codec(), "fulgurite-routes")
     try:
-        producer.publish_sync(POLICY_ROUTES, alias, event)
+        return producer.publish_sync(POLICY_ROUTES, event.alias, event).offset
     finally:
         producer.close()
-    return event
 
 
 def former_targets(
