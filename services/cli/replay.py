@@ -35,6 +35,7 @@ from services.cli.options import (
     Weights,
 )
 from services.cli.output import print_json
+from services.cli.people import parse_people
 from services.common.kafka.codec import make_codec
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
@@ -112,8 +113,9 @@ def replay(
     without: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SUBJECT",
-            help="Leave the episodes of this subject (su_...) out of training. Repeatable.",
+            metavar="SUBJECT|TENANT",
+            help="Leave the episodes of this subject (su_...), or of this tenant (SHA-256 of its "
+            "plain key), out of training. Repeatable.",
         ),
     ] = None,
     append: Annotated[
@@ -188,17 +190,13 @@ def _changes(
         exclusions = None if exclude is None else parse_exclusions(exclude)
     except ValueError as error:
         raise BadArgument(f"--exclude: {error}") from error
-    for subject in without:
-        if not subject.startswith("su_"):
-            raise BadArgument(
-                f"--without {subject!r} is no subject: give what the person's calls have as "
-                "`subject`, su_... (docs/explanation/identity.md says how to find it)"
-            )
+    subjects, tenants = parse_people(without)
     return Changes(
         credit=credit,
         weights=read_weights(weights),
         exclusions=exclusions,
-        without=frozenset(without),
+        without=subjects,
+        tenants=tenants,
         rescored=rescored,
     )
 

@@ -10,6 +10,9 @@ from typing import Annotated
 import typer
 
 from services.cli.errors import report_errors
+from services.cli.options import Archive, ArchiveOnly
+from services.cli.prepare_retraining import prepare_retraining, show_result, suggest_model
+from services.cli.retraining import Retraining
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import metrics_port
@@ -49,12 +52,28 @@ def train(
         Path | None,
         typer.Option(help="Folder for checkpoints and artifacts; without it, FULGURITE_DATA_DIR."),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SUBJECT|TENANT",
+            help="Train the policy again without this subject (su_...), or this tenant (SHA-256 of "
+            "its plain key): a new policy, from the last version that knows nothing of them, until "
+            "all that came later is trained. Repeatable.",
+        ),
+    ] = None,
+    archive: Archive = None,
+    archive_only: ArchiveOnly = False,
 ) -> None:
     """Train a policy on a topic of trajectories until stopped.
 
     A file describes the run: model, algorithm, batches, optimizer (docs/reference/runs.md). A
     variable FULGURITE__SECTION__KEY counts before the file, and an option before both. On a
     replayed topic, train a separate policy, as in the example. Needs the extra `learner`.
+
+    With --without, the groups that the policy was trained on since are replayed without these
+    people into a topic of their own, and a new policy is trained on it. The command ends when it
+    is, and goes on where it ended if it is given again. Stop the policy's learner first, and keep
+    the people in FULGURITE_NO_TRAIN_SUBJECTS or FULGURITE_NO_TRAIN_KEYS.
 
     At the start, exits 1 if the run, its model or topic is wrong, 2 if no Kafka broker answers.
     Later, exits 78 if a person must change something, 69 if a restart may help.
@@ -70,12 +89,35 @@ def train(
         "FULGURITE_DATA_DIR": data_dir,
     }
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
+    plan: Retraining | None = None
     with ExitStack() as stack:
         with report_errors("train"):
+            kafka = answering(KafkaSettings())
             try:
-                check_start(load(file), answering(KafkaSettings()))
+                if without:
+                    _only_with_run_file(topic, rows_of)
+                    suggest_model(kafka, policy)
+                    plan = prepare_retraining(
+                        load(file), kafka, without, archive, archive_only=archive_only
+                    )
+                    if plan is None:
+                        raise typer.Exit
+                elif archive is not None or archive_only:
+                    raise BadArgument("--archive and --archive-only are for --without")
+                check_start(load(file), kafka)
             except LearnerError as error:
                 raise BadArgument(str(error)) from error
             stack.enter_context(metrics_port.shown())
         code = main()
+    if plan is not None:
+        with report_errors("train"):
+            show_result(plan, kafka)
     raise typer.Exit(code)
+
+
+def _only_with_run_file(topic: str | None, rows_of: str | None) -> None:
+    """Check that nothing is chosen that follows from the log. Raises BadArgument."""
+    given = {"--topic": topic, "--rows-of": rows_of}
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise BadArgument(f"--without chooses what {' and '.join(named)} would: leave it out")

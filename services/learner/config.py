@@ -91,6 +91,8 @@ class PolicyConfig(Section):
     """Topic of trajectories, without the prefix; another one after a replay."""
     rows_of: str | None = None
     """Another policy, whose trajectories this one learns from; for a replayed topic."""
+    until_end: bool = False
+    """Stop once everything that the topic holds is settled; for a replayed topic."""
     weights: WeightsConfig = WeightsConfig()
     frozen: bool = False
     """Served as it is and trained by no learner: its actions are `filtered(frozen)`, their rewards
@@ -112,6 +114,10 @@ class PolicyConfig(Section):
             raise ValueError(
                 f"rows_of = {self.rows_of!r} needs a replayed topic: rows of the live topic are "
                 "trained by the learner of their own policy"
+            )
+        if self.until_end and self.topic == TRAJECTORIES.name:
+            raise ValueError(
+                "until_end = true needs a replayed topic: the live topic has no end to stop at"
             )
         return self
 

@@ -139,17 +139,37 @@ class Learner:
         self._stopping = True
 
     def run(self) -> None:
-        """Read and train until stopped. Raises LearnerError, LogUnavailable."""
+        """Read and train until stopped, or with `policy.until_end` until the topic is settled.
+
+        Raises LearnerError, LogUnavailable.
+        """
         while not self._stopping:
             liveness.beat()
             self._versions.write_tensors_beside()
             # What is ready to be trained is not read past: a long topic would fill the memory.
             if not self.batcher.has_batch(self.version):
                 self._read()
-            self._train_if_ready()
+            has_trained = self._train_if_ready()
             self._account_if_due()
             show_groups(self.batcher, self.version)
+            if not has_trained and self._is_through():
+                logger.info("the topic is settled", version=str(self.version))
+                break
         self._versions.leave_tensors()
+
+    def _is_at_end(self) -> bool:
+        return self.config.policy.until_end and self._source.is_at_end()
+
+    def _is_through(self) -> bool:
+        """Whether nothing of the topic is left to do. What is still ready makes no batch: there is
+        nothing to compare it with.
+        """
+        batcher = self.batcher
+        return (
+            self._is_at_end()
+            and not batcher.amendments()
+            and batcher.complete() == batcher.ready(self.version)
+        )
 
     def _read(self) -> None:
         began, found = time.monotonic(), False
@@ -179,10 +199,11 @@ class Learner:
         self._bury(odd_row(record, row, odd, self._source.topic_name))
         return without_actions(row)
 
-    def _train_if_ready(self) -> None:
+    def _train_if_ready(self) -> bool:
+        """Train a batch, if there is one; returns whether there was."""
         groups = self.batcher.next_batch(self.version, partial=self._waited_long())
         if not groups:
-            return
+            return False
         self._waiting_since = None
         self._policy_log.check_epoch()
         began = time.monotonic()
@@ -203,6 +224,7 @@ class Learner:
             # A person may change the run's keys now.
             self._versions.leave_tensors()
             raise stepped.refusal
+        return True
 
     def _make_steps(self, groups: Sequence[BatchGroup]) -> Stepped:
         moving = self.config.batch.baseline == "moving_average"
@@ -295,6 +317,8 @@ class Learner:
         if not self.batcher.ready(self.version):
             self._waiting_since = None
             return False
+        if self._is_at_end():
+            return True
         now = time.monotonic()
         self._waiting_since = self._waiting_since or now
         return _is_over(self._waiting_since, self.config.batch.max_wait_s, now)

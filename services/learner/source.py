@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 
 from fulgurite.avro.codec import Codec
 from fulgurite.events import GroupClosed, Position, Tombstone, Trajectory
 from fulgurite.learning.relabel import relabel
 from fulgurite.topics import TRAJECTORIES, Topic
-from services.common.kafka.consumer import Record, make_consumer, read_message, read_until
+from services.common.kafka.consumer import (
+    Record,
+    make_consumer,
+    read_message,
+    read_until,
+    watermarks,
+)
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.lag import watch_lag
 from services.common.kafka.settings import KafkaSettings
@@ -49,6 +55,8 @@ class TrajectorySource:
         )
 
         watch_lag(self._consumer, kafka)
+        self._next: dict[int, int] = {}
+        """The next offset of each partition of which any record was read."""
 
     @property
     def topic_name(self) -> str:
@@ -62,6 +70,7 @@ class TrajectorySource:
     def start(self, positions: Iterable[Position]) -> None:
         """Assign every partition, from the given positions or from the beginning."""
         given = {position.partition: position.offset for position in positions}
+        self._next = dict(given)
         self._consumer.assign(
             [
                 TopicPartition(self._name, partition, given.get(partition, OFFSET_BEGINNING))
@@ -79,6 +88,7 @@ class TrajectorySource:
             if error is None:
                 metrics.count("fulgurite_consumed_records_total", self.topic.name)
                 record = read_message(message, self._codec)
+                self._next[record.partition] = record.offset + 1
                 yield msgspec.structs.replace(
                     record, event=relabel(record.event, self._rows_of, self._policy)
                 )
@@ -90,6 +100,17 @@ class TrajectorySource:
                 )
             elif error.fatal():
                 raise LogUnavailable(f"{self._name}: {error.str()}")
+
+    def is_at_end(self) -> bool:
+        """Whether all that the topic holds now was read. Raises LogUnavailable."""
+        try:
+            for partition in range(self.topic.partitions):
+                low, high = watermarks(self._consumer, TopicPartition(self._name, partition))
+                if self._next.get(partition, low) < high:
+                    return False
+        except KafkaException as error:
+            raise LogUnavailable(f"{self._name}: {error}") from error
+        return True
 
     def read_again(self, partition: int, first: int, last: int) -> Iterator[Record]:
         """Yield the records between two offsets, both included. Raises LogUnavailable."""

@@ -37,6 +37,7 @@ from fulgurite.groups.closing import DEFAULT_CREDIT, awaits_episodes, awaits_rew
 from fulgurite.groups.group_revisions import Output, group_closed
 from fulgurite.groups.group_state import GroupState
 from services.replay.groups import Group
+from services.replay.tenants import Tenants
 from services.rewarder.closing_settings import ClosingSettings
 
 Row = Trajectory | Tombstone | GroupClosed
@@ -66,6 +67,8 @@ class Changes(EventStruct, frozen=True, kw_only=True):
     """The rules for calls that are no part of the task, to use instead."""
     without: frozenset[str] = frozenset()
     """Subjects whose episodes are left out of training."""
+    tenants: Tenants = Tenants()
+    """Tenants whose groups are left out of training."""
     rescored: bool = False
     """Whether another reward function's rewards replace those of the log."""
 
@@ -202,7 +205,8 @@ def reclose(
     ms). Raises UnknownRule.
     """
     rules = settings.rules()
-    episodes = [_left_out(e) if e.subject in changes.without else e for e in episodes]
+    is_tenants = changes.tenants.own(group.group_id)
+    episodes = [_left_out(e) if is_tenants or e.subject in changes.without else e for e in episodes]
     if changes.exclusions is not None:
         rules = msgspec.structs.replace(rules, exclusions=changes.exclusions)
     declared = group.declaration

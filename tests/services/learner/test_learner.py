@@ -70,6 +70,9 @@ class Source:
         assert partition == 0
         yield from self._log[first : last + 1]
 
+    def is_at_end(self) -> bool:
+        return not self._records
+
     def read(self, timeout_s: float) -> Iterator[Record]:
         if self._records:
             yield self._records.pop(0)
@@ -289,6 +292,42 @@ def test_a_batch_may_be_whole_by_its_tokens(tmp_path: Path) -> None:
     )
     learner.run()
     assert [len(rows) for batch in trainer.steps for rows in batch] == [4, 4]
+
+
+def test_a_replayed_topic_has_an_end_at_which_everything_is_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also groups that teach nothing, and what fills no batch; nobody stops the learner."""
+    monkeypatch.setattr("services.learner.learner._SETTLE_AFTER_S", 0.0)
+    monkeypatch.setattr(Learner, "stop", lambda _: None)
+    trainer = Trainer()
+    rewards = ([1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0])
+    learner, log = learner_of(
+        tmp_path,
+        trainer,
+        [event for group, paid in enumerate(rewards, 1) for event in rows_of(group, paid)],
+        policy={"model": tmp_path, "topic": "trajectories.v2", "until_end": True},
+        batch={"groups": 2},
+    )
+    learner.run()
+    assert [len(batch[0]) for batch in trainer.steps] == [4, 2]
+    assert len(log.outcomes()) == 8
+
+
+def test_what_can_be_compared_with_nothing_does_not_hold_the_end_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Learner, "stop", lambda _: None)
+    trainer = Trainer()
+    learner, _ = learner_of(
+        tmp_path,
+        trainer,
+        rows_of(1, [1.0]),
+        policy={"model": tmp_path, "topic": "trajectories.v2", "until_end": True},
+        batch={"groups": 2, "baseline": "batch"},
+    )
+    learner.run()
+    assert trainer.steps == []
 
 
 def test_an_older_checkpoint_than_the_log_knows_is_refused_unless_it_is_named(

@@ -23,9 +23,11 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
+from fulgurite.ids import owned_group
 from fulgurite.topics import AGENT_REWARDS, EPISODES, LLM_CALLS, TRAJECTORIES, Topic
 from services.replay.closings import Changes, reclose
 from services.replay.replay import Report, run
+from services.replay.tenants import Tenants
 from services.rewarder.closing_settings import ClosingSettings
 from services.rewarder.settings import RewarderSettings
 from tests.services.replay.memory_log import CODEC, LiveProcessors, MemoryLog
@@ -286,6 +288,29 @@ def test_a_replay_without_a_person_leaves_all_of_their_episodes_out_of_training(
     ]
     assert [(row.subject, row.group_members_scored) for row in rows] == [("su_2", 2), (None, 2)]
     assert (report.closed, report.unmet) == (1, [])
+
+
+def test_a_replay_without_a_tenant_leaves_its_groups_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MemoryLog()
+    log.append(*make_group(1, size=2), *make_group(2, size=2))
+    tenants = Tenants(owners=frozenset({"owner"}), secrets=(b"one", b"two"))
+    monkeypatch.setattr(Tenants, "own", lambda _, group: group == group_id(2))
+    sink, _ = replayed(log, Changes(tenants=tenants))
+    kept = {row.group_id: row for row in sink.rows if isinstance(row, Trajectory)}
+    stones = [row for row in sink.rows if isinstance(row, Tombstone)]
+    assert set(kept) == {group_id(1)}
+    assert {(stone.group_id, stone.reason) for stone in stones} == {
+        (group_id(2), FilterReason.excluded)
+    }
+
+
+def test_a_tenants_groups_are_known_by_their_mark() -> None:
+    group = owned_group(1_000, b"12345", "owner", b"two")
+    tenants = Tenants(owners=frozenset({"owner"}), secrets=(b"one", b"two"))
+    assert tenants.own(group)
+    assert not tenants.own(group_id(1))
+    assert not Tenants(owners=frozenset({"other"}), secrets=(b"two",)).own(group)
+    assert not Tenants().own(group)
 
 
 def test_live_traffic_is_replayed_to_the_byte_by_what_was_decided_of_its_calls() -> None:
