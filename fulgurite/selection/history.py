@@ -1,8 +1,9 @@
 """Folds `policy.routes` and `selection.decisions` of one alias: what a selector goes on from.
 
 The *base* is the last route that no selector wrote. Its targets are the variants to compare, and
-episodes that began before it do not count: when a person, a gate or a tuner sets a route, a
-selector starts again from it. `policy.routes` is compacted, so a decision repeats its base.
+episodes that began before it do not count: when a person sets a route, a
+selector starts again from it. While a gate or an evaluation holds the alias there is no base: an
+alias has one author of its shares. `policy.routes` is compacted, so a decision repeats its base.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from fulgurite.enums import SelectionKind, SelectionMode
 from fulgurite.events import EventStruct, PolicyRoute, RouteTarget, SelectionDecision
 from fulgurite.ids import derive_id
 from fulgurite.learning.epochs import Epochs
+from fulgurite.selection.authors import EVALUATION, GATE
 from fulgurite.selection.variants import name_variant
 
 
@@ -54,9 +56,9 @@ class SelectionHistory:
         return False
 
     def base(self) -> Base | None:
-        """What a selector starts from; None without a route."""
+        """What a selector starts from; None without a route, and while another service holds it."""
         route = self.route
-        if route is None or not route.targets:
+        if route is None or not route.targets or route.author in (GATE, EVALUATION):
             return None
         known = self._bases.get(route.selection) if route.selection is not None else None
         if known is not None and self._own is None:

@@ -18,16 +18,10 @@ from msgspec.structs import replace
 
 from fulgurite.events import EventStruct, PolicyRoute, RouteTarget
 from fulgurite.ids import derive_id
+from fulgurite.selection.authors import EVALUATION, GATE
 from fulgurite.selection.canary import Finding, GuardRails, Verdict
 from fulgurite.selection.variants import name_variant
 from fulgurite.versions import MalformedVersion, Version, parse_version
-
-GATE = "fulgurite gate"
-"""Author of a gate's routes."""
-EVALUATION = "fulgurite eval"
-"""Author of the routes that hold a version at the backends while it is evaluated."""
-SERVICE = "fulgurite "
-"""What the names of services that write shares begin with, as authors of routes."""
 
 
 class Trial(EventStruct, frozen=True):
@@ -53,7 +47,7 @@ class Shares(EventStruct, frozen=True, kw_only=True):
     since_ms: int = 0
     """Only versions that were published later are tried."""
     other_author: str | None = None
-    """Another service that writes the shares."""
+    """The selector that writes the shares."""
     held: str | None = None
     """Why nothing can be tried until there is another route."""
 
@@ -79,7 +73,7 @@ def read_shares(route: PolicyRoute | None) -> Shares:
     if route.author == EVALUATION:
         held = "a version is evaluated behind this alias; the gate waits" if served else None
         return Shares(base=route.event_id, is_open=not served, held=held)
-    if route.author.startswith(SERVICE) and route.author != GATE:
+    if route.selection is not None:
         return Shares(base=route.event_id, other_author=route.author)
     by_hand = Shares(base=route.event_id, since_ms=route.event_time)
     what = None

@@ -14,10 +14,10 @@ import msgspec
 
 from fulgurite.events import PolicyRoute
 from fulgurite.learning.evaluation import shortcoming
+from fulgurite.selection.authors import GATE
 from fulgurite.selection.canary import Finding, GuardRails, watch
 from fulgurite.selection.live_episodes import LiveEpisode, LiveEpisodes
 from fulgurite.selection.trials import (
-    GATE,
     Change,
     Shares,
     Trial,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import msgspec
 
 from fulgurite.events import RouteTarget
-from fulgurite.selection.trials import EVALUATION
+from fulgurite.selection.authors import EVALUATION
 from fulgurite.versions import Version, base_version
 from services.cli.gateway_models import is_served
 from services.cli.route_effect import RouteEffect

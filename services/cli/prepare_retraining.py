@@ -16,10 +16,10 @@ from services.cli.errors import show_left_out
 from services.cli.people import parse_people
 from services.cli.pull import pull
 from services.cli.retraining import Retraining, find_calls, plan_retraining
-from services.cli.route_targets import read_published
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
 from services.common.kafka.settings import KafkaSettings
+from services.common.policies.route_targets import read_published
 from services.common.runtime.terminal import make_console, plain
 from services.learner.config import RunConfig
 from services.learner.config_file import variable

@@ -21,7 +21,7 @@ from fulgurite.learning.batching import LEARNER
 from fulgurite.learning.offline import OFFLINE
 from fulgurite.topics import GROUP_PARTITIONS, LLM_CALLS
 from fulgurite.versions import Version, base_version
-from services.cli.route_targets import Published, weights_path
+from services.common.policies.route_targets import Published, weights_path
 from services.replay.errors import BadArgument
 from services.replay.records import Source
 from services.replay.tenants import Tenants

@@ -11,13 +11,14 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import UpdateKind
 from fulgurite.events import AgentReward, Event, PolicyRoute, PolicyUpdate, RouteTarget
+from fulgurite.selection.authors import GATE
 from fulgurite.selection.canary import GuardRails
-from fulgurite.selection.trials import GATE
 from fulgurite.topics import AGENT_REWARDS, EPISODES, POLICY_ROUTES, POLICY_UPDATES, Topic
 from services.cli.held_out import Earned
 from services.cli.live_gate import LiveGate, Trials
@@ -25,7 +26,7 @@ from services.common.kafka.consumer import read_all
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
-from services.common.policies.route_log import write_route
+from services.common.policies.route_log import publish_route, write_route
 from services.common.runtime.clock import now_ms
 from services.local_stack.kafka_local import LocalKafka
 from tests.fulgurite.selection.live_traffic import live_episode, vote
@@ -205,8 +206,9 @@ def test_an_operators_route_ends_a_trial_and_stays(log: KafkaSettings, tmp_path:
 
 
 def test_an_alias_has_one_author_of_its_shares(log: KafkaSettings, tmp_path: Path) -> None:
-    other = "fulgurite selector"
-    write_route(log, "policy", (target("policy@1.1"),), "a bandit", author=other)
+    other = "selector a"
+    ours = write_route(log, "policy", (target("policy@1.1"),), "a bandit", author=other)
+    publish_route(log, msgspec.structs.replace(ours, selection="a decision"))
     with gate(log, tmp_path) as process:
         assert process.wait(60) == 1
     assert f"are written by {other}, and an alias has one author" in (

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from fulgurite.enums import SelectionKind, SelectionMode
 from fulgurite.events import PolicyRoute, RouteTarget, SelectionDecision
+from fulgurite.selection.authors import EVALUATION, GATE
 from fulgurite.selection.history import Base, SelectionHistory, route_of
 
 A, B = (RouteTarget(policy="", upstream=name, weight=0.5) for name in "ab")
@@ -71,6 +73,15 @@ def test_the_base_is_the_last_route_that_no_selector_wrote() -> None:
     )
     again = history(operator, CLAIM, made, applied, route(9, A, B)).base()
     assert again == Base(route_id="route-9", time=9, targets=(A, B))
+
+
+@pytest.mark.parametrize("author", [GATE, EVALUATION])
+def test_there_is_no_base_while_another_service_holds_the_alias(author: str) -> None:
+    operator = route(1, *TARGETS)
+    held = history(operator, route(2, A, author=author))
+    assert held.base() is None
+    held.apply(operator)
+    assert held.base() == Base(route_id="route-1", time=1, targets=TARGETS)
 
 
 def test_variants_are_the_targets_with_a_share() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from fulgurite.events import PolicyRoute, RouteTarget
+from fulgurite.selection.authors import EVALUATION, GATE
 from fulgurite.selection.canary import Finding, GuardRails, Verdict
 from fulgurite.selection.trials import (
-    EVALUATION,
-    GATE,
     Change,
     Shares,
     begin_trial,
@@ -156,6 +156,8 @@ def test_an_evaluation_leaves_an_open_alias_open() -> None:
 
 
 def test_an_alias_has_one_author_of_its_shares() -> None:
-    shares = read_shares(route(target("policy@1.2"), author="fulgurite selector"))
-    assert shares.other_author == "fulgurite selector"
+    shares = read_shares(
+        replace(route(target("policy@1.2"), author="selector a"), selection="decision")
+    )
+    assert shares.other_author == "selector a"
     assert shares.stable is None

@@ -13,7 +13,7 @@ from fulgurite.events import Artifact, LedgerEntry, PolicyUpdate
 from fulgurite.ids import owned_group
 from services.cli.people import parse_people
 from services.cli.retraining import Retraining, find_calls, plan_retraining
-from services.cli.route_targets import Published
+from services.common.policies.route_targets import Published
 from services.replay.errors import BadArgument
 from services.replay.tenants import Tenants
 from tests.services.replay.memory_log import MemoryLog
