@@ -54,7 +54,7 @@ def _without(kind: type[msgspec.Struct], later: str) -> type[msgspec.Struct]:
     return msgspec.defstruct(f"_Hashed{kind.__name__}", names)
 
 
-_HASHED = {
+_HASHED: dict[type, type[msgspec.Struct]] = {
     Action: _without(Action, "turn"),
     Trajectory: _without(Trajectory, "alias"),
     Tombstone: _without(Tombstone, "alias"),

@@ -35,7 +35,8 @@ def _tenants(owners: frozenset[str]) -> Tenants:
     if not owners:
         return Tenants()
     try:
-        ring = KeyRing.parse(GatewaySettings().signing_keys.get_secret_value())
+        settings = GatewaySettings()  # pyright: ignore[reportCallIssue]
+        ring = KeyRing.parse(settings.signing_keys.get_secret_value())
     except ValueError as error:
         raise BadArgument(
             "--without with a tenant needs FULGURITE_SIGNING_KEYS as the gateway has it, because "

@@ -237,7 +237,9 @@ class WatchState:
 
 
 def _state(rollout: _Rollout) -> RolloutState:
-    states = rollout.states | ({RolloutState.errored} if rollout.failed_rewards else set())
+    states = set(rollout.states)
+    if rollout.failed_rewards:
+        states.add(RolloutState.errored)
     for state in _FIRST:
         if state in states:
             return state

@@ -56,8 +56,8 @@ def test_the_bounds_miss_the_difference_as_rarely_as_they_say(share: float) -> N
     chance = random.Random(share)
 
     def misses() -> bool:
-        samples = [[float(chance.random() < share) for _ in range(size)] for size in (200, 40)]
-        found = estimate_gap(*samples)
+        many, few = ([float(chance.random() < share) for _ in range(size)] for size in (200, 40))
+        found = estimate_gap(many, few)
         assert found.low is not None
         assert found.high is not None
         return not found.low <= 0.0 <= found.high

@@ -44,7 +44,7 @@ def live_episode(
 def vote(number: int, value: float, *, at: int = 20_000, name: str = "reward") -> AgentReward:
     """A thumb for the conversation."""
     return AgentReward(
-        event_id=derive_id("vote", number, value, at, name),
+        event_id=derive_id("vote", number, str(value), at, name),
         event_time=at,
         group_id=group_id(number),
         rollout_id=rollout_id(number, 0),

@@ -64,6 +64,7 @@ def test_an_open_alias_is_pinned_to_what_serves_it() -> None:
 def test_a_trial_and_its_promotion() -> None:
     shares = read_shares(route(target("policy@1.3", 7.0, temperature=0.7)))
     new = next_candidate(shares, parse_version("policy@1.4"), 101)
+    assert new is not None
     assert new == target("policy@1.4", temperature=0.7)
     change = begin_trial("policy", shares, new, RAILS, "why")
     assert [(one.version, one.weight) for one in change.targets] == [

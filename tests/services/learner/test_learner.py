@@ -294,12 +294,16 @@ def test_a_batch_may_be_whole_by_its_tokens(tmp_path: Path) -> None:
     assert [len(rows) for batch in trainer.steps for rows in batch] == [4, 4]
 
 
+def _ignore(learner: Learner) -> None:
+    """Stands for a `stop` that nobody calls."""
+
+
 def test_a_replayed_topic_has_an_end_at_which_everything_is_settled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also groups that teach nothing, and what fills no batch; nobody stops the learner."""
     monkeypatch.setattr("services.learner.learner._SETTLE_AFTER_S", 0.0)
-    monkeypatch.setattr(Learner, "stop", lambda _: None)
+    monkeypatch.setattr(Learner, "stop", _ignore)
     trainer = Trainer()
     rewards = ([1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0])
     learner, log = learner_of(
@@ -317,7 +321,7 @@ def test_a_replayed_topic_has_an_end_at_which_everything_is_settled(
 def test_what_can_be_compared_with_nothing_does_not_hold_the_end_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Learner, "stop", lambda _: None)
+    monkeypatch.setattr(Learner, "stop", _ignore)
     trainer = Trainer()
     learner, _ = learner_of(
         tmp_path,

@@ -294,7 +294,11 @@ def test_a_replay_without_a_tenant_leaves_its_groups_out(monkeypatch: pytest.Mon
     log = MemoryLog()
     log.append(*make_group(1, size=2), *make_group(2, size=2))
     tenants = Tenants(owners=frozenset({"owner"}), secrets=(b"one", b"two"))
-    monkeypatch.setattr(Tenants, "own", lambda _, group: group == group_id(2))
+
+    def own_the_second(tenants: Tenants, group: str) -> bool:
+        return group == group_id(2)
+
+    monkeypatch.setattr(Tenants, "own", own_the_second)
     sink, _ = replayed(log, Changes(tenants=tenants))
     kept = {row.group_id: row for row in sink.rows if isinstance(row, Trajectory)}
     stones = [row for row in sink.rows if isinstance(row, Tombstone)]
