@@ -27,8 +27,10 @@ INTRODUCTION = (
     "five turns; 95 % intervals. Seconds are from the first rollout to the last update; versions "
     "are compared after the same number of updates. In the control, rewards are permuted within "
     "groups, and nothing can be learned. Parts are rewards that were recorded and not trained on; "
-    "by `all_right`, runs with different rewards can be compared. All rows are in bf16; most of "
-    "seeds 1 and 2, and the control, were made with other work beside them."
+    "by `all_right`, runs with different rewards can be compared. All rows are in bf16, made on "
+    "several days on machines with two cores (Intel and AMD); most of seeds 1 and 2, the control, "
+    "roles and five turns had other work beside them. Idle: time with neither a call in flight nor "
+    "a step running."
 )
 
 
