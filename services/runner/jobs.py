@@ -49,6 +49,8 @@ class JobQueue:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: deque[Job] = deque()
+        self._taken: list[Job] = []
+        """Those whose group is not declared yet."""
         self._running: dict[str, _Running] = {}
         self._closed = False
         self._ended: str | None = None
@@ -75,10 +77,15 @@ class JobQueue:
     def take(self) -> Job | None:
         """The next group to run; None while there is none."""
         with self._lock:
-            return self._waiting.popleft() if self._waiting else None
+            if not self._waiting:
+                return None
+            job = self._waiting.popleft()
+            self._taken.append(job)
+            return job
 
     def start(self, job: Job, group_id: str, due_ms: int) -> None:
         """The group is declared, and is given up at this time, Unix milliseconds."""
+        self._taken.remove(job)
         self._running[group_id] = _Running(job, due_ms)
 
     def note(self, episode: Episode) -> None:
@@ -103,8 +110,10 @@ class JobQueue:
         """The run has ended: what was asked for and is not done ends with an error."""
         with self._lock:
             self._ended = reason
-            left = [*self._waiting, *(running.job for running in self._running.values())]
+            running = (one.job for one in self._running.values())
+            left = [*self._waiting, *self._taken, *running]
             self._waiting.clear()
+        self._taken.clear()
         self._running.clear()
         for job in left:
             job.result.set_exception(RunnerError(reason))

@@ -43,12 +43,13 @@ def test_it_is_closed_once_all_that_was_asked_for_is_taken() -> None:
 
 def test_what_is_open_when_the_run_ends_is_an_error() -> None:
     jobs = JobQueue()
-    running, waiting = jobs.submit({}, None), jobs.submit({}, None)
+    running, taken, waiting = (jobs.submit({}, None) for _ in range(3))
     job = jobs.take()
     assert job is not None
     jobs.start(job, "g", due_ms=0)
+    assert jobs.take() is not None, "its group cannot be declared"
     jobs.end("the gateway is away")
     late = jobs.submit({}, None)
-    for future in (running, waiting, late):
+    for future in (running, taken, waiting, late):
         with pytest.raises(RunnerError, match="the gateway is away"):
             future.result(timeout=0)
