@@ -1,9 +1,10 @@
 """Folds `policy.routes` and `selection.decisions` of one alias: what a selector goes on from.
 
-The *base* is the last route that no selector wrote. Its targets are the variants to compare, and
-episodes that began before it do not count: when a person sets a route, a
-selector starts again from it. While a gate or an evaluation holds the alias there is no base: an
-alias has one author of its shares. `policy.routes` is compacted, so a decision repeats its base.
+The *base* is the last route that no service wrote. Its targets are the variants to compare, and
+episodes that began before it do not count: when a person sets a route, a selector starts again from
+it. While a gate or an evaluation holds the alias there is no base: an alias has one author of its
+shares. An evaluation puts back the route that it replaced, and the base is what it was.
+`policy.routes` is compacted, so a decision repeats its base.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from fulgurite.ids import derive_id
 from fulgurite.learning.epochs import Epochs
 from fulgurite.selection.authors import EVALUATION, GATE
 from fulgurite.selection.variants import name_variant
+
+
+_OTHERS = (GATE, EVALUATION)
+"""Services that hold an alias, while its selector waits."""
 
 
 class Base(EventStruct, frozen=True, kw_only=True):
@@ -38,7 +43,7 @@ class SelectionHistory:
         self.route: PolicyRoute | None = None
         """The route in force."""
         self._own: PolicyRoute | None = None
-        """The last route that no selector wrote."""
+        """The last route that no service wrote."""
         self._bases: dict[str, Base] = {}
         """Of each decision, by its event id."""
         self._shares: SelectionDecision | None = None
@@ -48,7 +53,7 @@ class SelectionHistory:
         """Apply an event; False if it is of another alias or topic, or does not count."""
         if isinstance(event, PolicyRoute) and event.alias == self.alias:
             self.route = event
-            if event.selection is None:
+            if event.selection is None and event.author not in _OTHERS:
                 self._own = event
             return True
         if isinstance(event, SelectionDecision) and event.alias == self.alias:
@@ -58,7 +63,7 @@ class SelectionHistory:
     def base(self) -> Base | None:
         """What a selector starts from; None without a route, and while another service holds it."""
         route = self.route
-        if route is None or not route.targets or route.author in (GATE, EVALUATION):
+        if route is None or not route.targets or route.author in _OTHERS:
             return None
         known = self._bases.get(route.selection) if route.selection is not None else None
         if known is not None and self._own is None:

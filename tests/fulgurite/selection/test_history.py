@@ -84,6 +84,16 @@ def test_there_is_no_base_while_another_service_holds_the_alias(author: str) -> 
     assert held.base() == Base(route_id="route-1", time=1, targets=TARGETS)
 
 
+def test_a_base_is_the_same_after_an_evaluation_put_the_route_back() -> None:
+    operator, made = route(1, *TARGETS), decision()
+    applied = route_of(made, "selector", operator.targets)
+    evaluation = route(9, A, author=EVALUATION)
+    found = history(operator, CLAIM, made, applied, evaluation, applied)
+    assert found.base() == Base(route_id="route-1", time=1, targets=TARGETS)
+    assert found.shares() == made
+    assert not found.is_overtaken()
+
+
 def test_variants_are_the_targets_with_a_share() -> None:
     base = Base(route_id="r", time=1, targets=(A, msgspec.structs.replace(B, weight=0)))
     assert list(base.variants()) == ["upstream:a"]
