@@ -16,7 +16,6 @@ from fulgurite.learning.epochs import Epochs
 from fulgurite.selection.authors import EVALUATION, GATE
 from fulgurite.selection.variants import name_variant
 
-
 _OTHERS = (GATE, EVALUATION)
 """Services that hold an alias, while its selector waits."""
 
