@@ -87,6 +87,19 @@ def read_shares(route: PolicyRoute | None) -> Shares:
     return replace(by_hand, stable=replace(served[0], weight=1.0))
 
 
+def overtaking(
+    between: Sequence[PolicyRoute], replaced: PolicyRoute | None, written: PolicyRoute
+) -> PolicyRoute | None:
+    """The route that somebody set while a gate decided, and that must stay; None if there is none.
+
+    `between`: the alias's routes in the log between `replaced`, for which the gate decided, and
+    `written`, its own. An evaluation that has put `replaced` back changed nothing.
+    """
+    last = between[-1] if between else None
+    known = [one.event_id for one in (replaced, written) if one is not None]
+    return None if last is None or last.event_id in known else last
+
+
 def pin(alias: str, shares: Shares, newest: Version) -> Change:
     """Keep the version that serves an alias without a route, so that newer ones are tried first."""
     target = RouteTarget(policy=newest.policy, version=str(newest), weight=1.0)

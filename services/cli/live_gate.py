@@ -24,6 +24,7 @@ from fulgurite.selection.trials import (
     begin_trial,
     end_trial,
     next_candidate,
+    overtaking,
     pin,
     read_shares,
 )
@@ -176,18 +177,11 @@ class Trials:
         self._forget_traffic()
         with RouteEffect(self._kafka, published) as effect:
             written = publish_route(self._kafka, event)
-            first = next(
-                (
-                    route
-                    for at, route in self._routes()
-                    if offset < at < written and route.event_id != event.event_id
-                ),
-                None,
-            )
-            if first is not None:
-                # Somebody set a route since this decision was read from the log: theirs holds.
-                publish_route(self._kafka, first)
-                self._say(f"a route by {first.author} came first, and stays: {first.reason}")
+            between = [route for at, route in self._routes() if offset < at < written]
+            other = overtaking(between, replaced, event)
+            if other is not None:
+                publish_route(self._kafka, other)
+                self._say(f"a route by {other.author} came first, and stays: {other.reason}")
                 return
             self._say(change.reason)
             effect.wait(change.targets, _LOAD_WAIT_S)

@@ -14,6 +14,7 @@ from fulgurite.selection.trials import (
     begin_trial,
     end_trial,
     next_candidate,
+    overtaking,
     pin,
     read_shares,
 )
@@ -162,3 +163,21 @@ def test_an_alias_has_one_author_of_its_shares() -> None:
     )
     assert shares.other_author == "selector a"
     assert shares.stable is None
+
+
+def test_the_last_route_that_somebody_set_meanwhile_stays() -> None:
+    read = route(target("policy@1.1"), at=100)
+    own = route(target("policy@1.2"), at=200, author=GATE)
+    first, second = (route(target("policy@1.3"), at=at) for at in (110, 120))
+    assert overtaking([], read, own) is None
+    assert overtaking([first, second], read, own) == second
+    assert overtaking([first], None, own) == first
+    assert overtaking([own], read, own) is None, "another gate decided the same"
+
+
+def test_an_evaluation_while_a_gate_decides_changes_nothing() -> None:
+    read = route(target("policy@1.1"), at=100)
+    own = route(target("policy@1.2"), at=200, author=GATE)
+    evaluation = route(target("policy@1.2"), at=110, author=EVALUATION)
+    assert overtaking([evaluation, read], read, own) is None
+    assert overtaking([evaluation], read, own) == evaluation, "it has not ended"
