@@ -129,7 +129,11 @@ class Selector:
         return max(min([now, *bases]) - _SKEW_MS, now - self._lookback_ms, 0)
 
     def _consume(self, consumer: Consumer) -> bool:
-        """Apply what has come; True if there may be more."""
+        """Apply what has come; True if more has come already.
+
+        Only a full batch says so: with steady traffic there is always another record, and shares
+        and guard rails would wait for it for ever.
+        """
         first = consumer.poll(_POLL_S)
         if first is None:
             return False
@@ -143,7 +147,7 @@ class Selector:
             event = read_message(message, self._codec).event
             for selector in self._selectors:
                 self._apply(selector, event)
-        return len(messages) > 1
+        return len(messages) > _AT_ONCE
 
     def _apply(self, selector: AliasSelector, event: object) -> None:
         try:
