@@ -42,11 +42,10 @@ class QueuedRunner:
         outcome: Future[GroupOutcome] = Future()
 
         def pass_on(done: Future[GroupResult]) -> None:
-            error = done.exception()
-            if error is not None:
-                outcome.set_exception(error)
-            else:
+            try:
                 outcome.set_result(_outcome(done.result()))
+            except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+                outcome.set_exception(error)
 
         self._jobs.submit(task.task, prompt_version).add_done_callback(pass_on)
         return outcome
