@@ -96,10 +96,13 @@ def _show(alias: str, history: SelectionHistory, console: Console) -> None:
     console.print(
         plain(f"{alias}: epoch {history.epochs.epoch}, held by selector {history.epochs.holder}")
     )
-    if history.base() is None or route is None:
+    if route is None or not route.targets:
         console.print(
             "  it has no route, so there is nothing to choose between: `fulgurite routes set`"
         )
+        return
+    if history.base() is None:
+        console.print(plain(f"  {route.author} holds it, and the selector waits: {route.reason}"))
         return
     if last is None:
         console.print("  nothing is decided yet since the last route was set by hand")
