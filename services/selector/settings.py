@@ -13,6 +13,9 @@ from fulgurite.errors import BadPrices
 from fulgurite.selection.logged import Weights
 from fulgurite.selection.rules import GuardRules, Objective, SelectionRules
 
+_LEAST_SHARE = 0.001
+"""Shares have four decimals. A share of 0 would take a variant from the rollouts that have it."""
+
 
 class SelectorSettings(BaseSettings):
     """Settings of one selector. All its aliases share them."""
@@ -40,7 +43,7 @@ class SelectorSettings(BaseSettings):
     share that the route gave it."""
     every: int = Field(default=50, ge=1)
     """New episodes between two decisions. Guard rails do not wait."""
-    floor: float = Field(default=0.05, gt=0, le=0.5)
+    floor: float = Field(default=0.05, ge=_LEAST_SHARE, le=0.5)
     """Least share of a variant in any context: the exploration."""
     half_life: float = Field(default=500.0, gt=0)
     """Later episodes of the same variant after which an episode counts half."""
@@ -61,7 +64,7 @@ class SelectorSettings(BaseSettings):
     guard_call_s: float = Field(default=0.0, ge=0)
     """A variant loses its traffic if in more than half of the window its calls took longer than
     this on average, in seconds; 0: no limit."""
-    guard_share: float = Field(default=0.01, gt=0, le=0.5)
+    guard_share: float = Field(default=0.01, ge=_LEAST_SHARE, le=0.5)
     """What a variant keeps that lost its traffic, so that it is seen when it recovers and no
     episode changes its variant."""
     lookback_days: float = Field(default=7.0, gt=0)

@@ -55,6 +55,8 @@ def test_prices_are_read_where_they_count(tmp_path: Path) -> None:
         {"floor": 0},
         {"floor": 0.6},
         {"guard_share": 0},
+        {"guard_share": 0.00004},
+        {"floor": 0.00004},
         {"warmup": 1},
         {"price_weight": -1},
         {"confidence": 1},
