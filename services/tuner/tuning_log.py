@@ -133,13 +133,26 @@ class TuningLog:
         return event
 
     def decide(self, kind: PromptKind, candidate: PromptUpdate, reason: str) -> PromptUpdate:
-        """Propose a candidate, or put it in force; returns the event."""
-        current = self.in_force()
+        """Propose a candidate, or put it in force, unless that is done; returns the event that did."""
+        current, decided = self.in_force(), self.state.decided
+        version = None if current is None else current.version
+        if (
+            decided is not None
+            and (decided.kind, decided.version) == (kind, candidate.version)
+            and (kind is PromptKind.proposed or version == candidate.version)
+        ):
+            return decided
+        # Named by what it replaces: a candidate that was taken back may be put in force again.
+        replaced = self.state.history.last_change(self.alias, self.role)
         event = msgspec.structs.replace(
-            self._update(
-                kind, {}, None if current is None else current.version, reason, (), None, None
+            self._update(kind, {}, version, reason, (), None, None),
+            event_id=derive_id(
+                "prompt-decision",
+                self.tuning,
+                str(kind),
+                candidate.version or "",
+                "" if replaced is None else replaced.event_id,
             ),
-            event_id=derive_id("prompt-decision", self.tuning, str(kind), candidate.version or ""),
             version=candidate.version,
         )
         self._write(event)

@@ -85,6 +85,25 @@ def test_it_finds_the_example_that_helps_and_puts_it_in_force() -> None:
     assert len(set(agent.ran)) == len(agent.ran) - 2 * 8, "only the comparison runs tasks again"
 
 
+def test_a_candidate_that_was_taken_back_is_put_in_force_again() -> None:
+    topic = Topic()
+    agent = Agent(topic, helped_by(GOOD, spoilt_by=BAD))
+    first = tune(topic, agent, plan()).decision
+    written = len(topic.events)
+    assert tune(topic, agent, plan()).decision == first
+    assert len(topic.events) == written, "it is in force already"
+    topic.publish(
+        "policy",
+        PromptUpdate(
+            event_id="back", event_time=1, alias="policy", kind=PromptKind.rollback, reason="", author="",
+        ),
+    )  # fmt: skip
+    assert topic.log().state.history.current("policy", None) is None
+    verdict = tune(topic, agent, plan())
+    assert verdict.decision is not None
+    assert topic.log().state.history.current("policy", None) == verdict.candidate
+
+
 def test_without_the_flag_it_only_proposes() -> None:
     topic = Topic()
     verdict = tune(topic, Agent(topic, helped_by(GOOD)), plan(promote=False))
