@@ -133,7 +133,7 @@ class TuningLog:
         return event
 
     def decide(self, kind: PromptKind, candidate: PromptUpdate, reason: str) -> PromptUpdate:
-        """Propose a candidate, or put it in force, unless that is done; returns the event that did."""
+        """Propose a candidate, or put it in force, unless that is done; returns the event."""
         current, decided = self.in_force(), self.state.decided
         version = None if current is None else current.version
         if (
