@@ -80,11 +80,15 @@ class LiveEpisodes:
             episode.mode is Mode.live
             and episode.started_at >= self._since_ms
             and any(call.alias == self._alias and call.backend for call in episode.calls)
-            and not any(map(is_left_out, episode.calls))
         )
 
     def _light_calls(self, episode: Episode) -> tuple[LlmCall, ...]:
-        """The calls of the alias without texts and tokens, of which there may be thousands."""
+        """The calls of the alias without texts and tokens, of which there may be thousands.
+
+        None if the episode is left out. It takes the place of an earlier revision that was not.
+        """
+        if any(map(is_left_out, episode.calls)):
+            return ()
         return tuple(
             replace(
                 call,

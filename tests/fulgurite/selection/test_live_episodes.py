@@ -56,6 +56,18 @@ def test_what_does_not_count() -> None:
     )
 
 
+def test_an_episode_that_is_left_out_later_does_not_count() -> None:
+    first = live_episode(1)
+    last = replace(
+        first.calls[0], event_id="last", call_id="last", training_use=TrainingUse.excluded
+    )
+    later = replace(
+        first, event_id="later", inputs=(*first.inputs, "last"), calls=(*first.calls, last)
+    )
+    assert not reduced(first, vote(1, 1.0), later)
+    assert not reduced(later, first, vote(1, 1.0))
+
+
 def test_an_episode_of_two_variants_counts_for_neither() -> None:
     one = live_episode(1)
     other = replace(one.calls[0], event_id="other", call_id="other", variant="policy@1.2")
