@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from fulgurite.calls.training_use import is_left_out
 from fulgurite.calls.transcript import messages_of, system_prompt
 from fulgurite.cost.prices import Prices, price_of, price_tokens
 from fulgurite.cost.tokens import tokens_of
@@ -92,7 +93,11 @@ def calls_of(rollout: RolloutResult, alias: str, role: str | None) -> list[LlmCa
 
 
 def example_of(rollout: RolloutResult, task: str, alias: str, role: str | None) -> Example | None:
-    """The conversation of a rollout; None without a reward, or if it cannot be shown."""
+    """The conversation of a rollout; None without a reward, if it cannot be shown, or if it is left
+    out of training.
+    """
+    if rollout.episode is not None and any(map(is_left_out, rollout.episode.calls)):
+        return None
     calls = calls_of(rollout, alias, role)
     messages = conversation_of(calls[-1]) if calls else None
     if messages is None or rollout.reward is None:

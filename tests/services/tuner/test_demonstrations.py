@@ -9,17 +9,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from fulgurite.enums import PromptKind
+from fulgurite.enums import Mode, PromptKind, TrainingUse
 from fulgurite.events import PromptScore, PromptUpdate
+from fulgurite.prompts.examples import Example
 from fulgurite.prompts.overlap import OverlapGuard
 from fulgurite.prompts.tuning import Budget
 from services.tuner.demonstrations import search_demonstrations
 from services.tuner.errors import CannotTune
 from services.tuner.plan import Method, Plan
-from services.tuner.rollouts import example_of
+from services.tuner.rollouts import RolloutResult, example_of
 from services.tuner.scoring import Scorer
 from services.tuner.verdict import Verdict, decide
-from tests.services.tuner.tuned_agent import Agent, Killed, Topic, tasks
+from tests.services.tuner.tuned_agent import Agent, Killed, Topic, make_episode, tasks
+from tests.synthetic import make_call
 
 
 def plan(**changed: Any) -> Plan:
@@ -177,6 +179,21 @@ def test_examples_of_the_log_are_enough() -> None:
     assert len(agent.earlier) == 4
     tune(topic, agent, plan())
     assert not any(question.startswith("train") for question, _ in agent.ran)
+
+
+def test_what_is_left_out_of_training_is_no_example() -> None:
+    call = make_call(
+        messages=[{"role": "user", "content": "a question"}],
+        replies=[{"role": "assistant", "content": "an answer"}],
+        mode=Mode.val,
+    )
+
+    def example(use: TrainingUse) -> Example | None:
+        episode = make_episode(calls=(msgspec.structs.replace(call, training_use=use),))
+        return example_of(RolloutResult("r", 1.0, None, episode), "task", "policy", None)
+
+    assert example(TrainingUse.by_mode) is not None
+    assert example(TrainingUse.excluded) is None
 
 
 def test_without_a_good_rollout_there_is_nothing_to_show() -> None:
