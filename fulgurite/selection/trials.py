@@ -71,8 +71,11 @@ def read_shares(route: PolicyRoute | None) -> Shares:
     if route.author == GATE and len(served) in (1, 2):
         return _read_own(route, served)
     if route.author == EVALUATION:
-        held = "a version is evaluated behind this alias; the gate waits" if served else None
-        return Shares(base=route.event_id, is_open=not served, held=held)
+        held = (
+            "a version is evaluated behind this alias; the gate waits. If no evaluation runs any "
+            "more, set a single version with `fulgurite routes set`"
+        )
+        return Shares(base=route.event_id, is_open=not served, held=held if served else None)
     if route.selection is not None:
         return Shares(base=route.event_id, other_author=route.author)
     by_hand = Shares(base=route.event_id, since_ms=route.event_time)
