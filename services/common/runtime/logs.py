@@ -17,12 +17,11 @@ import structlog
 
 from services.common.runtime import metrics
 from services.common.runtime.escaping import escaped
+from services.common.runtime.redaction import HIDDEN, without_secrets
 
 _SECRET_NAME = re.compile(
     r"authorization|api[_-]?key|password|secret|signing_keys|admin_key|reward_key", re.IGNORECASE
 )
-_SECRET_TEXT = re.compile(r"(?i)(bearer\s+|\bsk-|\bfg-)[A-Za-z0-9._~+/=-]{8,}")
-_HIDDEN = "[hidden]"
 _PROBLEMS = frozenset({"warning", "error", "critical"})
 
 _RENDERERS: dict[bool, structlog.typing.Processor] = {
@@ -37,17 +36,17 @@ get = cast("Callable[..., structlog.stdlib.BoundLogger]", structlog.get_logger)
 def hide_secrets(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Replace secrets: values with names such as `password`, and bearer tokens in texts."""
+    """Replace secrets: values with names such as `password`, and what looks like a key in texts."""
     for name, value in event.items():
         event[name] = hidden(value, name)
     return event
 
 
 def hidden(value: Any, name: str = "") -> Any:
-    """Replace a value whose name is that of a secret, and bearer tokens in a text."""
+    """Replace a value whose name is that of a secret, and what looks like a key in a text."""
     if _SECRET_NAME.search(name):
-        return _HIDDEN
-    return _SECRET_TEXT.sub(rf"\1{_HIDDEN}", value) if isinstance(value, str) else value
+        return HIDDEN
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def count_problems(

@@ -18,7 +18,7 @@ from fulgurite.calls.deltas import CHAIN, restore
 from fulgurite.errors import BrokenDelta
 from fulgurite.events import LlmCall
 from fulgurite.topics import DEAD_LETTERS, LLM_CALLS
-from services.console.index.redaction import without_secrets
+from services.common.runtime.redaction import without_secrets
 from services.console.index.rows import Row
 
 TOPICS = frozenset({LLM_CALLS.name, DEAD_LETTERS.name})

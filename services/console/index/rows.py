@@ -35,7 +35,7 @@ from fulgurite.events import (
 )
 from fulgurite.tokens import token_count, unpack_logprobs
 from fulgurite.untrusted_json import Json, called_functions
-from services.console.index.redaction import without_secrets
+from services.common.runtime.redaction import without_secrets
 
 Row = dict[str, Any]
 Place = tuple[int, int]

@@ -75,7 +75,7 @@ def test_keys_in_errors_are_removed(tmp_path: Path) -> None:
     reader = PayloadReader(IndexReader(tmp_path / "index.duckdb"), CODEC)
     call = reader.call(log.records[0].partition, 0)
     assert call is not None
-    assert call.error == "[removed] refused"
+    assert call.error == "[hidden] refused"
     assert json.loads(call.request or "") == {"messages": []}
 
 
