@@ -1,8 +1,8 @@
 """Opens the index's DuckDB file.
 
 DuckDB lets one process write a file, or several read it. So the console is the only process that
-opens it while it runs, and answers the queries of others (`services.console.index.server`). Within
-a process all connections to a file share one database, which must be opened with one set of
+opens it while it runs, and answers the queries of others (`services.console.index.query_server`).
+Within a process all connections to a file share one database, which must be opened with one set of
 settings: `CONFIG`.
 """
 

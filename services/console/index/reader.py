@@ -1,7 +1,7 @@
 """Answers read-only SQL over the index, from any thread or process.
 
 In the process that writes the index, a query shares its database. In another one it is sent to that
-process (`services.console.index.sockets`), or reads the file if nobody writes it.
+process (`services.console.index.remote`), or reads the file if nobody writes it.
 
 IndexReader(path).rows("SELECT * FROM runs WHERE run_id = ?", ["r1"])
 """

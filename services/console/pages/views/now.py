@@ -36,9 +36,6 @@ from services.console.pages.view import View
 _SPAN_MIN = 60
 """Minutes that the page looks back."""
 
-_BEHIND_S = 60
-"""Seconds that the index may be behind the log before it is said."""
-
 _TOTALS = """
 SELECT
     (SELECT count(*) FROM calls WHERE started_at >= $1) AS calls,
@@ -90,11 +87,12 @@ def content(asked: Asked) -> Sequence[Block]:
     totals = asked.row(_TOTALS, since)
     if not totals.get("topics_with_records"):
         return [nothing_recorded()]
+    backends = asked.rows(_SERVING)
     return [
-        *alarms(totals, asked.rows(_SERVING)),
+        *alarms(totals, backends),
         figures(totals, asked.now_ms),
         Columns(charts(asked.rows(_MINUTES, since))),
-        serving(asked.rows(_SERVING), asked.now_ms),
+        serving(backends, asked.now_ms),
         learners(asked.rows(_LEARNERS), asked.now_ms),
         routes(asked.rows(_ROUTES), asked.now_ms),
     ]

@@ -46,13 +46,13 @@ _MOST_COMPARED = 6
 _FLAT = 1e-6
 """Groups whose rewards differ by no more teach nothing."""
 
-_RUNS = """
+_RUNS = f"""
 SELECT runs.*, cost.money, cost.currency
 FROM runs
 LEFT JOIN (
     SELECT run_id, sum(money) AS money, any_value(currency) AS currency FROM costs GROUP BY run_id
 ) AS cost USING (run_id)
-ORDER BY last_at DESC LIMIT 50
+ORDER BY last_at DESC LIMIT {_MOST_RUNS}
 """
 
 _GROUPS = """
