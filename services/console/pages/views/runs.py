@@ -60,7 +60,7 @@ SELECT run_id, mode, version, group_id, list(reward) AS rewards,
     max(reward) - min(reward) AS spread
 FROM rollouts
 WHERE run_id IN (SELECT unnest($1)) AND reward IS NOT NULL AND version IS NOT NULL
-GROUP BY run_id, mode, version, group_id
+GROUP BY run_id, mode, version, group_id ORDER BY min(began_at), group_id
 """
 
 _NAMED = """
