@@ -94,6 +94,9 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
 
 _AGES = "k3/age/"
 
+Metrics = Mapping[str, float | None]
+"""The metrics of a version by name; None: not finite."""
+
 
 def content(asked: Asked) -> Sequence[Block]:
     """The page."""
@@ -162,28 +165,29 @@ def bounds(claim: Row) -> dict[str, float]:
     }
 
 
-def alarms(metrics: Mapping[str, float], limits: Mapping[str, float]) -> list[Notice]:
+def alarms(metrics: Metrics, limits: Mapping[str, float]) -> list[Notice]:
     """Values that a person should look at."""
     found: list[Notice] = []
-    if "k3" in limits and metrics.get("k3", 0) > limits["k3"]:
+    k3, ess = metrics.get("k3"), metrics.get("ess")
+    if "k3" in limits and k3 is not None and k3 > limits["k3"]:
         found.append(
             Notice(
-                f"Engine and trainer disagree: k3 is {number(metrics['k3'])}, above "
+                f"Engine and trainer disagree: k3 is {number(k3)}, above "
                 f"drift.alarm.k3 = {number(limits['k3'])}.",
                 "warning",
                 ("fulgurite diagnose",),
             )
         )
-    if "ess" in limits and metrics.get("ess", 1) < limits["ess"]:
+    if "ess" in limits and ess is not None and ess < limits["ess"]:
         found.append(
             Notice(
                 f"A few tokens make the step: the effective sample size is "
-                f"{number(metrics['ess'])}, below drift.alarm.ess = {number(limits['ess'])}.",
+                f"{number(ess)}, below drift.alarm.ess = {number(limits['ess'])}.",
                 "warning",
                 ("fulgurite diagnose",),
             )
         )
-    if metrics.get("share_without_signal", 0) > 0.8:
+    if (metrics.get("share_without_signal") or 0) > 0.8:
         found.append(
             Notice(
                 "More than 80% of the groups had equal rewards and taught nothing. Take tasks that "
@@ -196,7 +200,7 @@ def alarms(metrics: Mapping[str, float], limits: Mapping[str, float]) -> list[No
 
 def figures(version: Row, now: int) -> Figures:
     """The numbers of one step."""
-    metrics: Mapping[str, float] = version["metrics"]
+    metrics: Metrics = version["metrics"]
 
     def figure(label: str, name: str, note: str, tone: Tone = "plain") -> Figure:
         return Figure(label, number(metrics.get(name)), note, tone)
@@ -215,7 +219,7 @@ def figures(version: Row, now: int) -> Figures:
             Figure(
                 "Trained actions",
                 number(version["trained_actions"]),
-                f"of {count(int(metrics.get('episodes', 0)), 'episode')}",
+                f"of {count(int(metrics.get('episodes') or 0), 'episode')}",
             ),
             figure("Batch to version", "step_seconds", "seconds"),
             Figure(
@@ -276,7 +280,7 @@ def _label(row: Row) -> str:
 
 def staleness(version: Row) -> Chart:
     """How old the tokens of a batch were, and how much engine and trainer differ on them."""
-    metrics: Mapping[str, float] = version["metrics"]
+    metrics: Metrics = version["metrics"]
     ages = sorted(
         int(name.removeprefix(_AGES))
         for name in metrics
@@ -352,7 +356,7 @@ def applied(rows: Sequence[Row]) -> Table:
     )
 
 
-def metric_table(metrics: Mapping[str, float]) -> Table:
+def metric_table(metrics: Metrics) -> Table:
     """All metrics of the version."""
     return Table(
         (Column("Metric"), Column("Value", number=True)),

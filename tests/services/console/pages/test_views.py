@@ -105,6 +105,27 @@ def test_a_step_warns_beyond_its_learners_own_alarm(recording: Recording) -> Non
     assert '"k3": 0.01' in found(blocks, Text, "Settings").text
 
 
+def test_a_step_shows_metrics_that_are_not_finite() -> None:
+    metrics: step.Metrics = {
+        "k3": None,
+        "ess": None,
+        "share_without_signal": None,
+        "episodes": None,
+    }
+    assert step.alarms(metrics, {"k3": 0.01, "ess": 0.5}) == []
+    version = {
+        "version": "policy@1.1",
+        "published_at": None,
+        "trained_actions": 4,
+        "artifact_bytes": None,
+        "artifact_format": None,
+        "metrics": metrics,
+    }
+    shown = {figure.label: figure for figure in step.figures(version, 0).items}
+    assert shown["k3"].value == "–"
+    assert shown["Trained actions"].note == "of 0 episodes"
+
+
 class _Entry(msgspec.Struct):
     event: Event
     offset: int
