@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -203,11 +204,13 @@ def distributions(binned: Sequence[Row], names: Sequence[str]) -> tuple[Chart, .
 def histogram(rows: Sequence[Row]) -> tuple[tuple[str, float], ...]:
     """Name and number of rewards of each bin, empty ones too."""
     low, high = rows[0]["low"], rows[0]["high"]
-    if low == high:
-        return ((fixed(low, 2), float(rows[0]["rewards"])),)
-    counts = {row["bin"]: float(row["rewards"]) for row in rows}
     width = (high - low) / BINS
-    return tuple((fixed(low + width * one, 2), counts.get(one, 0.0)) for one in range(BINS))
+    if not 0 < width < math.inf:
+        return ((fixed(low, 2), float(sum(row["rewards"] for row in rows))),)
+    counts = {row["bin"]: float(row["rewards"]) for row in rows}
+    # A name is a place on the axis: each bin needs its own.
+    places = max(2, math.floor(-math.log10(width)) + 1)
+    return tuple((fixed(low + width * one, places), counts.get(one, 0.0)) for one in range(BINS))
 
 
 def errors_table(errors: Sequence[Row], now_ms: int) -> Table:

@@ -78,6 +78,13 @@ def test_rewards_are_counted_drawn_and_their_errors_are_text(index: MemoryIndex)
     assert errors.rows[0][5].address == "/timeline?rollout=r9"
 
 
+def test_each_bin_of_a_narrow_range_has_its_own_name() -> None:
+    rows = [{"low": 0.0, "high": 0.05, "bin": one, "rewards": 1} for one in (0, rewards.BINS - 1)]
+    bins = rewards.histogram(rows)
+    assert len({name for name, _ in bins}) == rewards.BINS
+    assert (bins[0][1], bins[-1][1]) == (1.0, 1.0)
+
+
 def test_a_reward_that_always_says_the_same_stands_out(index: MemoryIndex) -> None:
     for number in range(2):
         add_rollout(index, f"r{number}")
