@@ -26,8 +26,8 @@ from services.console.pages.blocks import (
 )
 from services.console.pages.formats import NONE, ago, cell, count, fixed, number, pretty
 from services.console.pages.reading import Asked, Row
+from services.console.pages.rollout_links import tail
 from services.console.pages.view import View
-from services.console.pages.views.rollouts import tail
 
 _FLAT = 1e-6
 

@@ -19,6 +19,7 @@ from services.console.pages.blocks import (
 )
 from services.console.pages.formats import ago, cell, count, fixed, number, short, task_text
 from services.console.pages.reading import Asked, Row
+from services.console.pages.rollout_links import tail
 from services.console.pages.view import View
 
 _PAGE = 50
@@ -228,11 +229,6 @@ def _row(row: Row, now: int) -> tuple[Cell, ...]:
         cell(row["prompt_tokens"] + row["completion_tokens"]),
         cell("group", link("/group", id=row["group_id"])),
     )
-
-
-def tail(rollout_id: str) -> str:
-    """The end of an id, by which people tell rollouts apart."""
-    return f"…{rollout_id[-10:]}" if len(rollout_id) > 12 else rollout_id
 
 
 def _step(version: str | None) -> str | None:
