@@ -44,8 +44,10 @@ async def run(settings: IndexSettings, pages: PageSettings, kafka: KafkaSettings
         await asyncio.wait((serving, reading), return_when=asyncio.FIRST_COMPLETED)
     finally:
         stop.set()
-        await serving
-        await asyncio.to_thread(index.close)
+        try:
+            await serving
+        finally:
+            await asyncio.to_thread(index.close)
     if index.failure is not None:
         raise index.failure
 
