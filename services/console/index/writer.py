@@ -442,15 +442,25 @@ class IndexWriter:
             self._db.execute(f"INSERT INTO {table} BY NAME {query}")
 
     def _groups_of(self, batch: Batch) -> set[str]:
-        """Groups whose rollouts or funnel change, those of dead letters' actions included."""
+        """Groups whose rollouts or funnel change: also those of dead letters' actions, and those of
+        a policy of which it becomes known that it learns elsewhere, whose entries do not count.
+        """
+        found: list[tuple[str]] = []
         calls = [row["call_id"] for row in batch.rows["dead_actions"]]
-        if not calls:
-            return batch.groups
-        found = self._db.execute(
-            "SELECT DISTINCT group_id FROM calls SEMI JOIN "
-            "(SELECT unnest(?::VARCHAR[]) AS call_id) USING (call_id)",
-            [calls],
-        ).fetchall()
+        if calls:
+            found += self._db.execute(
+                "SELECT DISTINCT group_id FROM calls SEMI JOIN "
+                "(SELECT unnest(?::VARCHAR[]) AS call_id) USING (call_id)",
+                [calls],
+            ).fetchall()
+        elsewhere = [row["offset"] for row in batch.rows["updates"] if row["elsewhere"]]
+        if elsewhere:
+            found += self._db.execute(
+                "SELECT DISTINCT group_id FROM outcomes WHERE source = ? AND policy IN "
+                "(SELECT policy FROM updates WHERE elsewhere GROUP BY policy "
+                'HAVING min("offset") >= ?)',
+                [LEARNER, min(elsewhere)],
+            ).fetchall()
         return batch.groups | {group for (group,) in found}
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from fulgurite.avro.codec import Codec
 from fulgurite.cost.prices import parse_prices
-from fulgurite.events import GroupClosed, Trajectory
+from fulgurite.enums import LedgerTerm, UpdateKind
+from fulgurite.events import GroupClosed, LedgerEntry, Trajectory
+from fulgurite.ids import action_id
 from services.console.index.errors import ForeignIndex, OutdatedIndex
 from services.console.index.reader import IndexReader
 from services.console.index.writer import IndexWriter
@@ -21,6 +23,7 @@ from tests.services.console.index.recorded_log import (
     NOW_MS,
     PREFIX,
     RecordedLog,
+    make_update,
     open_writer,
     record_everything,
 )
@@ -149,6 +152,35 @@ def test_the_order_of_topics_changes_nothing(index: IndexReader, tmp_path: Path)
             del lines[place]
     writer.close()
     assert contents(path) == contents(index.path)
+
+
+def test_entries_of_a_learner_elsewhere_do_not_count_though_its_claim_is_read_late(
+    tmp_path: Path,
+) -> None:
+    log, call = RecordedLog(), make_call(1, 0)
+    log.append(
+        call,
+        LedgerEntry(
+            event_id="entry",
+            event_time=6_000,
+            policy="replayed",
+            group_id=group_id(1),
+            group_revision="revision",
+            term=LedgerTerm.trained,
+            actions=(action_id(call.call_id, 0),),
+            version="replayed@1.1",
+            source="learner",
+        ),
+    )
+    writer = open_writer(tmp_path / "index.duckdb")
+    writer.write(log.records)
+    assert writer.execute("SELECT term FROM funnel") == [("trained",)]
+    claim = make_update(1, UpdateKind.claim)
+    claims = RecordedLog()
+    claims.append(msgspec.structs.replace(claim, policy="replayed", topic="trajectories.again"))
+    writer.write(claims.records)
+    assert writer.execute("SELECT term FROM funnel") == [("open",)]
+    writer.close()
 
 
 def test_what_is_read_twice_is_there_once(index: IndexReader, tmp_path: Path) -> None:
