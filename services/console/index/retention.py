@@ -33,6 +33,16 @@ _BY_TIME = {
     "outcomes": "event_time",
     "gaps": "found_at",
 }
+_LATE = {
+    "statuses": "event_time",
+    "rewards": "event_time",
+    "closings": "closed_at",
+    "trajectories": "event_time",
+    "tombstones": "event_time",
+}
+"""What may come for a group that is gone, or began before the index: it makes no rollout, by whose
+end it would go.
+"""
 _COPY = "copied"
 _SHARE = 10
 """Without texts left to delete, this part of the groups goes at once, the oldest."""
@@ -54,6 +64,16 @@ def delete_before(writer: IndexWriter, horizon_ms: int) -> int:
             writer.execute(
                 f"DELETE FROM {table} WHERE {column} < epoch_ms(?::BIGINT)", [horizon_ms]
             )
+        for table, column in _LATE.items():
+            writer.execute(
+                f"DELETE FROM {table} WHERE {column} < epoch_ms(?::BIGINT) "
+                "AND group_id NOT IN (SELECT group_id FROM rollouts)",
+                [horizon_ms],
+            )
+        writer.execute(
+            "DELETE FROM actions WHERE trajectory_id NOT IN "
+            "(SELECT trajectory_id FROM trajectories)"
+        )
         writer.execute(
             "DELETE FROM dead_actions WHERE event_id NOT IN (SELECT event_id FROM dead_letters)"
         )

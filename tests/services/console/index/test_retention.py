@@ -15,7 +15,7 @@ from tests.services.console.index.recorded_log import (
     open_writer,
     record_everything,
 )
-from tests.synthetic import group_id, make_call, make_group, make_status
+from tests.synthetic import group_id, make_call, make_group, make_reward, make_status
 
 BY_GROUP = ("calls", "statuses", "groups", "rewards", "rollouts")
 
@@ -41,6 +41,22 @@ def test_groups_that_ended_before_a_time_go_with_all_that_is_theirs(tmp_path: Pa
     assert reader.rows(
         "SELECT count(*) AS n FROM payloads WHERE written_at < epoch_ms(500000)"
     ) == [{"n": 0}]
+
+
+def test_what_comes_for_a_group_that_is_gone_goes_in_its_turn(tmp_path: Path) -> None:
+    log = RecordedLog()
+    log.append(*make_group(1, at=1_000))
+    writer = open_writer(tmp_path / "index.duckdb")
+    writer.write(log.records)
+    assert delete_before(writer, 10_000_000) == 1
+    log.append(make_reward(1, 0, at=20_000_000))
+    writer.write(log.records)
+    assert writer.execute("SELECT count(*) FROM rollouts") == [(0,)]
+    delete_before(writer, 15_000_000)
+    assert writer.execute("SELECT count(*) FROM rewards") == [(1,)]
+    delete_before(writer, 30_000_000)
+    assert writer.execute("SELECT count(*) FROM rewards") == [(0,)]
+    writer.close()
 
 
 def test_versions_routes_and_prompts_stay(tmp_path: Path) -> None:
