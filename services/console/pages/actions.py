@@ -81,6 +81,9 @@ class Actions:
                 element.on("input", note, js_handler="(event) => emit(event.target.value)")
 
         async def act() -> None:
+            if "disabled" in yes.props:
+                # The second of two clicks.
+                return
             yes.props["disabled"] = True
             text, kind = await self._act(button, entered)
             dialog.close()
