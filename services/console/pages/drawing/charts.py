@@ -183,8 +183,10 @@ def _point(point: Point, chart: Chart) -> list[float | str | None]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """A value with five digits; a tooltip shows it as it is."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
+    """A value with five digits, a whole number with all: a tooltip shows it as it is."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(value) if float(value).is_integer() else float(f"{value:.5g}")
 
 
 def _marks(marks: tuple[Mark, ...], sideways: bool) -> dict[str, Any]:

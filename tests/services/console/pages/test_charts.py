@@ -50,6 +50,12 @@ def test_what_is_no_number_is_left_out() -> None:
     assert options(CHART)["series"][3]["data"] == [[CODE, None]]
 
 
+def test_counts_keep_all_their_digits() -> None:
+    values = Series("tokens", (("a", 1_234_567), ("b", 1 / 3)))
+    chart = Chart("t", Axis("x", "category"), Axis("y"), (values,))
+    assert options(chart)["series"][0]["data"] == [["a", 1_234_567.0], ["b", 0.33333]]
+
+
 def test_bars_can_lie() -> None:
     lying = options(Chart("t", Axis("x", "category"), Axis("y"), CHART.series[:1], sideways=True))
     assert lying["yAxis"]["type"] == "category"
