@@ -93,13 +93,14 @@ def watch(
         kafka, codec = answering(KafkaSettings()), make_codec()
         since_ms = parse_since(since)
         state = WatchState()
-        # All of them: the policy's newest version may be old.
-        for record in read_all(kafka, POLICY_UPDATES, codec):
-            state.add(record.event)
         with (
             LogFollower(kafka, codec, [POLICY_UPDATES], newest=0) as updates,
             LogFollower(kafka, codec, _TOPICS, since_ms=since_ms) as follower,
         ):
+            # All of them: the policy's newest version may be old. They are read once `updates` has
+            # its place, so that none comes between.
+            for record in read_all(kafka, POLICY_UPDATES, codec):
+                state.add(record.event)
             for _, record in follower.records(stop, once=True):
                 state.add(record.event)
             if run is not None and run not in state:
