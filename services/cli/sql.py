@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from services.cli.errors import report_errors
 from services.cli.output import print_json, print_table
+from services.common.runtime.escaping import escaped
 from services.common.runtime.terminal import make_console, plain
 from services.console.index.answers import Answer
 from services.console.index.errors import BadQuery, IndexFailed
@@ -77,9 +79,7 @@ def sql(
     if as_json:
         print_json([dict(zip(found.columns, row, strict=True)) for row in found.rows])
     elif as_csv:
-        writer = csv.writer(sys.stdout)
-        writer.writerow(found.columns)
-        writer.writerows(found.rows)
+        _print_csv(found)
     else:
         print_table(_table(found))
     if found.is_cut:
@@ -100,6 +100,16 @@ def _table(found: Answer) -> Table:
     for row in found.rows:
         table.add_row(*("" if value is None else plain(value) for value in row))
     return table
+
+
+def _print_csv(found: Answer) -> None:
+    """Print values as they are; on a terminal, without what it would interpret."""
+    rows: list[Sequence[Any]] = [found.columns, *found.rows]
+    if sys.stdout.isatty():
+        rows = [
+            [escaped(value) if isinstance(value, str) else value for value in row] for row in rows
+        ]
+    csv.writer(sys.stdout).writerows(rows)
 
 
 def _say(console: Console, limit: int) -> None:
