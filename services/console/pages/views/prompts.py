@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 
 from fulgurite.untrusted_json import mappings, parsed
@@ -132,11 +133,12 @@ def chosen_version(asked: Asked, events: Sequence[Row]) -> list[Block]:
 
 def back_to(alias: str, version: str, role: str | None) -> Notice:
     """How to put a version in force again."""
-    of_role = f" --role {role}" if role else ""
+    of_role = f" --role {shlex.quote(role)}" if role else ""
     return Notice(
         "Put it in force for rollouts that begin from then on:",
         commands=(
-            f"fulgurite prompts rollback --alias {alias}{of_role} --to {version} --reason 'TEXT'",
+            f"fulgurite prompts rollback --alias {shlex.quote(alias)}{of_role} "
+            f"--to {shlex.quote(version)} --reason 'TEXT'",
         ),
     )
 
