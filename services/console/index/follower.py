@@ -138,6 +138,8 @@ class LogFollower:
         asked = [TopicPartition(one.topic, one.partition, horizon) for one in places]
         found = consumer.offsets_for_times(asked, timeout=READ_TIMEOUT_S) if asked else []
         for place, begin in zip(places, found, strict=True):
+            if begin.error is not None:
+                raise KafkaException(begin.error)
             at = (self._topics[place.topic].name, place.partition)
             self._next[at] = place.offset = begin.offset if begin.offset >= 0 else self._ends[at]
 
