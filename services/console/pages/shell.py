@@ -24,7 +24,7 @@ from services.console.pages.access.guard import SIGN_IN, session_of
 from services.console.pages.access.sessions import Session, Sessions
 from services.console.pages.actions import Action, Actions
 from services.console.pages.address import Address, link
-from services.console.pages.blocks import Block, Notice
+from services.console.pages.blocks import Block, Link, Notice
 from services.console.pages.changes import Changes
 from services.console.pages.drawing.canvas import Canvas
 from services.console.pages.drawing.components import tag
@@ -92,7 +92,7 @@ class Shell:
             )
             canvas = Canvas(content, actions.ask)
             canvas.show(await self._content(view, address))
-            self._refresh(view, address, client, canvas)
+            self._refresh(view, address, client, canvas, session)
 
         return page
 
@@ -111,7 +111,14 @@ class Shell:
                 )
             ]
 
-    def _refresh(self, view: View, address: Address, client: Client, canvas: Canvas) -> None:
+    def _refresh(
+        self,
+        view: View,
+        address: Address,
+        client: Client,
+        canvas: Canvas,
+        session: Session | None,
+    ) -> None:
         """Draw the page again when the index has grown, one drawing at a time, while it is
         looked at.
         """
@@ -129,7 +136,10 @@ class Shell:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(grown.wait(), AT_LEAST_EVERY_S)
                     grown.clear()
-                    blocks = await self._content(view, address)
+                    if self._may_still_read(session):
+                        blocks = await self._content(view, address)
+                    else:
+                        blocks = [session_ended(address)]
                     if not client.is_deleted:
                         with client:
                             canvas.show(blocks)
@@ -140,6 +150,9 @@ class Shell:
         task = asyncio.create_task(follow())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _may_still_read(self, session: Session | None) -> bool:
+        return self._sessions.may_read(self._sessions.get(session.id if session else None))
 
     def _navigation(self, current: View, session: Session | None, address: str) -> None:
         with tag("aside", classes="side"):
@@ -171,3 +184,13 @@ class Shell:
                 tag("button", "Leave", type="submit", title=f"You have the {session.role} key")
         elif self._sessions.has_admin:
             tag("a", "Enter key", href=link(SIGN_IN, next=address))
+
+
+def session_ended(address: Address) -> Notice:
+    """What an open page shows once its session has ended."""
+    # The guard asks for the key, unless the browser has entered one meanwhile.
+    return Notice(
+        "The session of this page has ended.",
+        "warning",
+        link=Link("Open the page again", str(address)),
+    )
