@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 
@@ -56,6 +57,8 @@ async def main() -> int:
     """Run until a signal; returns the exit code."""
     # It has the admin key.
     hide_from_other_processes()
+    # The index holds what agents and users wrote: its files are for their owner alone.
+    os.umask(0o077)
     settings, pages, kafka = IndexSettings(), PageSettings(), KafkaSettings()
     logs.configure("console", settings.log_level)
     task = asyncio.create_task(run(settings, pages, kafka))
