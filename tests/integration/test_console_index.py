@@ -89,6 +89,8 @@ def test_an_index_that_is_killed_at_random_doubles_and_loses_nothing(
     console = Console(deployment)
     groups = [list(make_group(number, size=4, turns=5)) for number in range(GROUPS)]
     process = console.start()
+    # It is for its owner alone.
+    assert console.path.stat().st_mode & 0o077 == 0
     sent = 0
     for kill in range(KILLS):
         until = (kill + 1) * GROUPS // KILLS
