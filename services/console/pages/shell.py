@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import groupby
 from typing import Any, cast
 
@@ -125,13 +125,14 @@ class Shell:
         grown = asyncio.Event()
 
         async def follow() -> None:
-            try:
-                await client.connected(CONNECTED_S)
-            except TimeoutError:
-                # A program asked for the page, which opens no web socket.
-                return
-            end = self._changes.watch(grown.set)
-            try:
+            with ExitStack() as ending:
+                # From now on: what is added while the browser opens the page must show, too.
+                ending.callback(self._changes.watch(grown.set))
+                try:
+                    await client.connected(CONNECTED_S)
+                except TimeoutError:
+                    # A program asked for the page, which opens no web socket.
+                    return
                 while not client.is_deleted:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(grown.wait(), AT_LEAST_EVERY_S)
@@ -143,8 +144,6 @@ class Shell:
                     if not client.is_deleted:
                         with client:
                             canvas.show(blocks)
-            finally:
-                end()
 
         cast(Any, client).on_delete(grown.set)
         task = asyncio.create_task(follow())
