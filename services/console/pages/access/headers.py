@@ -1,10 +1,10 @@
 """Adds security headers to every reply, and a nonce to the scripts of pages.
 
 NiceGUI needs two allowances. Vue compiles templates in the browser, which is `unsafe-eval`; Quasar
-and ECharts set styles, which is `unsafe-inline` for styles. Every script in a reply gets its nonce, so
-replies hold texts only escaped, as NiceGUI writes them. Markup that got into an open page, over the
-web socket, has no nonce and would not run. Nothing may be loaded from elsewhere, framed, or sent
-elsewhere.
+and ECharts set styles, which is `unsafe-inline` for styles. Every script in a reply gets its
+nonce, so replies hold texts only escaped, as NiceGUI writes them. Markup that got into an open
+page, over the web socket, has no nonce and would not run. Nothing may be loaded from elsewhere,
+framed, or sent elsewhere.
 """
 
 from __future__ import annotations
