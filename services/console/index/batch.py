@@ -19,7 +19,10 @@ from fulgurite.events import (
     PolicyApplied,
     PolicyRoute,
     PolicyUpdate,
+    PromptScore,
+    PromptTuning,
     PromptUpdate,
+    SelectionDecision,
     Tombstone,
     Trajectory,
 )
@@ -136,6 +139,12 @@ class Batch:
                 self._add("applied", rows.applied_row(event, place))
             case PromptUpdate():
                 self._add("prompts", rows.prompt_row(event, place))
+            case PromptTuning():
+                self._add("prompt_tunings", rows.prompt_tuning_row(event, place))
+            case PromptScore():
+                self._add("prompt_scores", rows.prompt_score_row(event, place))
+            case SelectionDecision():
+                self._add("selections", rows.selection_row(event, place))
             case DeadLetter():
                 self._add_dead_letter(event, place)
             case _:

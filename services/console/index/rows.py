@@ -29,7 +29,10 @@ from fulgurite.events import (
     PolicyApplied,
     PolicyRoute,
     PolicyUpdate,
+    PromptScore,
+    PromptTuning,
     PromptUpdate,
+    SelectionDecision,
     Tombstone,
     Trajectory,
 )
@@ -336,6 +339,25 @@ def route_row(route: PolicyRoute, place: Place) -> Row:
         "targets": _json(route.targets),
         "reason": route.reason,
         "author": route.author,
+        "selection": route.selection,
+        "offset": place[1],
+    }
+
+
+def selection_row(decision: SelectionDecision, place: Place) -> Row:
+    """Make the row of a selector's decision."""
+    return {
+        **_event(decision),
+        "alias": decision.alias,
+        "kind": decision.kind.value,
+        "mode": decision.mode.value,
+        "epoch": decision.epoch,
+        "selector_id": decision.selector_id,
+        "targets": _json(decision.targets),
+        "variants": _json(decision.variants),
+        "differences": _json(decision.differences),
+        "winner": decision.winner,
+        "reason": decision.reason,
         "offset": place[1],
     }
 
@@ -358,7 +380,7 @@ def applied_row(applied: PolicyApplied, place: Place) -> Row:
 
 
 def prompt_row(update: PromptUpdate, place: Place) -> Row:
-    """Make the row of a prompt version or rollback."""
+    """Make the row of a prompt version, or of what became of one."""
     return {
         **_event(update),
         "alias": update.alias,
@@ -373,6 +395,43 @@ def prompt_row(update: PromptUpdate, place: Place) -> Row:
         "tools": _json(update.tools),
         "reason": update.reason,
         "author": update.author,
+        "tuning": update.tuning,
+        "offset": place[1],
+    }
+
+
+def prompt_tuning_row(tuning: PromptTuning, place: Place) -> Row:
+    """Make the row of a tuning's start."""
+    return {
+        **_event(tuning),
+        "alias": tuning.alias,
+        "role": tuning.role,
+        "tuning": tuning.tuning,
+        "method": tuning.method,
+        "baseline": tuning.baseline,
+        "train_tasks": tuning.train_tasks,
+        "validation_tasks": tuning.validation_tasks,
+        "author": tuning.author,
+        "offset": place[1],
+    }
+
+
+def prompt_score_row(score: PromptScore, place: Place) -> Row:
+    """Make the row of what a prompt version earned on a task."""
+    return {
+        **_event(score),
+        "alias": score.alias,
+        "tuning": score.tuning,
+        "version": score.version,
+        "stage": score.stage.value,
+        "task": score.task,
+        "group_id": score.group_id,
+        "rewards": list(score.rewards),
+        "unscored": score.unscored,
+        "calls": score.cost.calls,
+        "prompt_tokens": score.cost.prompt_tokens,
+        "completion_tokens": score.cost.completion_tokens,
+        "money": score.cost.money,
         "offset": place[1],
     }
 

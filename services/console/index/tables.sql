@@ -319,10 +319,28 @@ CREATE TABLE routes (
     event_id VARCHAR NOT NULL,          -- Id of the event.
     event_time TIMESTAMP NOT NULL,      -- When it was written.
     alias VARCHAR NOT NULL,             -- Model name that agents ask for.
-    targets STRUCT(policy VARCHAR, version VARCHAR, upstream VARCHAR, weight DOUBLE, parameters MAP(VARCHAR, DOUBLE))[] NOT NULL, -- Targets, in the order of the event.
+    targets STRUCT(policy VARCHAR, version VARCHAR, upstream VARCHAR, weight DOUBLE, parameters MAP(VARCHAR, DOUBLE), cell_weights MAP(VARCHAR, DOUBLE))[] NOT NULL, -- Targets, in the order of the event.
     reason VARCHAR NOT NULL,            -- For people: promotion, canary, rollback ...
     author VARCHAR NOT NULL,            -- Who wrote it.
+    selection VARCHAR,                  -- Event id of the selector's decision that it applies; null: no selector wrote it.
     "offset" BIGINT NOT NULL            -- Offset in `policy.routes`, which has one partition.
+);
+
+-- One row per claim, decision on shares and verdict of a selector, from `selection.decisions`.
+CREATE TABLE selections (
+    event_id VARCHAR NOT NULL,          -- Id of the event.
+    event_time TIMESTAMP NOT NULL,      -- When it was decided.
+    alias VARCHAR NOT NULL,             -- Model name that agents ask for.
+    kind VARCHAR NOT NULL,              -- `claim`, `shares` or `verdict`.
+    mode VARCHAR NOT NULL,              -- `shadow`, `proposal` or `automatic`.
+    epoch INTEGER NOT NULL,             -- Epoch of the selector.
+    selector_id VARCHAR NOT NULL,       -- Name of the selector.
+    targets VARCHAR NOT NULL,           -- JSON list of the variants with their shares.
+    variants VARCHAR NOT NULL,          -- JSON list of what the log says of each variant.
+    differences VARCHAR NOT NULL,       -- JSON list: the best variant against each other one.
+    winner VARCHAR,                     -- Of a verdict: the best variant.
+    reason VARCHAR NOT NULL,            -- For people: why.
+    "offset" BIGINT NOT NULL            -- Offset in `selection.decisions`, which has one partition.
 );
 
 -- One row per report of a backend, from `policy.applied`.
@@ -347,7 +365,7 @@ CREATE TABLE prompts (
     event_time TIMESTAMP NOT NULL,      -- When it was written.
     alias VARCHAR NOT NULL,             -- Model name that agents ask for.
     role VARCHAR,                       -- Role whose calls it is for; null: every role without its own.
-    kind VARCHAR NOT NULL,              -- `set` or `rollback`.
+    kind VARCHAR NOT NULL,              -- `set`, `rollback`, `candidate`, `refused`, `proposed` or `promoted`.
     version VARCHAR,                    -- `prompt@N`; of a rollback the version it returns to.
     parent VARCHAR,                     -- The version in force before.
     system VARCHAR,                     -- Replaces the system prompt.
@@ -357,7 +375,42 @@ CREATE TABLE prompts (
     tools MAP(VARCHAR, VARCHAR) NOT NULL, -- Name of a tool to its description.
     reason VARCHAR NOT NULL,            -- For people: why.
     author VARCHAR NOT NULL,            -- Who wrote it.
+    tuning VARCHAR,                     -- Id of the tuning that wrote it; null: a person did.
     "offset" BIGINT NOT NULL            -- Offset in `prompt.updates`, which has one partition.
+);
+
+-- One row per tuning of a prompt that began, from `prompt.updates`.
+CREATE TABLE prompt_tunings (
+    event_id VARCHAR NOT NULL,          -- Id of the event.
+    event_time TIMESTAMP NOT NULL,      -- When it began.
+    alias VARCHAR NOT NULL,             -- Model name that agents ask for.
+    role VARCHAR,                       -- Role whose prompt is tuned; null: every role without its own.
+    tuning VARCHAR NOT NULL,            -- Id of the tuning.
+    method VARCHAR NOT NULL,            -- `demonstrations` or `gepa`.
+    baseline VARCHAR,                   -- The version that candidates are compared with; null: what the agent sends.
+    train_tasks INTEGER NOT NULL,       -- Number of training tasks.
+    validation_tasks INTEGER NOT NULL,  -- Number of validation tasks.
+    author VARCHAR NOT NULL,            -- Who started it.
+    "offset" BIGINT NOT NULL            -- Offset in `prompt.updates`.
+);
+
+-- One row per prompt version and task of a tuning, from `prompt.updates`.
+CREATE TABLE prompt_scores (
+    event_id VARCHAR NOT NULL,          -- Id of the event.
+    event_time TIMESTAMP NOT NULL,      -- When it was known.
+    alias VARCHAR NOT NULL,             -- Model name that agents ask for.
+    tuning VARCHAR NOT NULL,            -- Id of the tuning.
+    version VARCHAR,                    -- Version that served the rollouts; null: what the agent sends.
+    stage VARCHAR NOT NULL,             -- `training`, `validation` or `comparison`.
+    task VARCHAR NOT NULL,              -- Hash of the task.
+    group_id VARCHAR NOT NULL,          -- Group of the rollouts.
+    rewards DOUBLE[] NOT NULL,          -- Rewards of the rollouts that have one.
+    unscored INTEGER NOT NULL,          -- Number of rollouts without a reward.
+    calls INTEGER NOT NULL,             -- Number of their calls.
+    prompt_tokens BIGINT NOT NULL,      -- Tokens of their prompts, as far as they are known.
+    completion_tokens BIGINT NOT NULL,  -- Tokens that were generated, as far as they are known.
+    money DOUBLE,                       -- What they cost by the price file; null without one.
+    "offset" BIGINT NOT NULL            -- Offset in `prompt.updates`.
 );
 
 -- One row per event that could not be processed, from `dead.letters`.

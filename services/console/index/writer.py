@@ -52,6 +52,9 @@ _KEYS = {
     "routes": "event_id",
     "applied": "event_id",
     "prompts": "event_id",
+    "prompt_tunings": "event_id",
+    "prompt_scores": "event_id",
+    "selections": "event_id",
     "dead_letters": "event_id",
 }
 """Tables that an event enters once: the first one with a key counts."""

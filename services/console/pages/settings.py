@@ -30,8 +30,11 @@ class PageSettings(BaseSettings):
     admin_key: SecretStr | None = None
     """Key that allows actions; the gateway has the same. Without it nobody can act."""
     console_open: bool = False
-    """Let everybody read who reaches a port that is open beyond this machine, such as inside a
-    container whose port is published on 127.0.0.1 alone."""
+    """Let everybody read who reaches a port that is open beyond this machine, where something else
+    keeps strangers out."""
+    console_published: str = ""
+    """Address at which a container's port is published; it counts in place of
+    `FULGURITE_CONSOLE_HOST`, which is then the container's own."""
     console_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Host names that browsers may ask for, comma-separated, besides `localhost` and
     `FULGURITE_CONSOLE_HOST`. It keeps other sites from reading the console through a browser (DNS
@@ -56,10 +59,11 @@ class PageSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _closed_to_strangers(self) -> Self:
-        if not (is_local(self.console_host) or self.console_read_key or self.console_open):
+        reached_at = self.console_published or self.console_host
+        if not (is_local(reached_at) or self.console_read_key or self.console_open):
             raise ValueError(
-                f"FULGURITE_CONSOLE_HOST={self.console_host} opens the console beyond this machine."
-                " Set FULGURITE_CONSOLE_READ_KEY, or FULGURITE_CONSOLE_OPEN=true if something else "
+                f"At {reached_at} the console can be reached from beyond this machine. Set "
+                "FULGURITE_CONSOLE_READ_KEY, or FULGURITE_CONSOLE_OPEN=true if something else "
                 "keeps strangers out."
             )
         return self

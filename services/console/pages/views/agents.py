@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from services.console.pages.blocks import (
     Axis,
     Block,
+    Cell,
     Chart,
     Column,
     Columns,
@@ -188,6 +190,11 @@ def charts(roles: Sequence[Row], credit: Sequence[Row]) -> tuple[Chart, ...]:
     return tuple(found)
 
 
+def _indented(depth: int, name: Cell) -> Cell:
+    branch = "└ " if depth else ""
+    return replace(name, text=f"{_INDENT * depth}{branch}{name.text}")
+
+
 def tree_table(started: Sequence[Row]) -> Table:
     """Who starts whom, as an indented tree."""
     return Table(
@@ -198,7 +205,7 @@ def tree_table(started: Sequence[Row]) -> Table:
         ),
         tuple(
             (
-                cell(f"{_INDENT * depth}{'└ ' if depth else ''}{role_name(row['agent'])}"),
+                _indented(depth, cell(role_name(row["agent"]))),
                 cell(row["rollouts"]),
                 cell(row["calls"]),
             )

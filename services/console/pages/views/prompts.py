@@ -40,7 +40,17 @@ WHERE alias IN (SELECT alias FROM prompts) AND ($1 IS NULL OR alias = $1)
 GROUP BY alias, prompt_version
 """
 
+_TUNED = """
+SELECT alias, version, avg(reward) AS mean, count(*) AS scored
+FROM (SELECT alias, version, unnest(rewards) AS reward FROM prompt_scores
+    WHERE stage <> 'training' AND ($1 IS NULL OR alias = $1))
+GROUP BY alias, version
+"""
+
 _ALIASES = "SELECT DISTINCT alias FROM prompts ORDER BY alias"
+
+IN_FORCE = {"set": "set", "rollback": "rolled back to", "promoted": "promoted"}
+"""Kinds of events after which a version is in force, and what a person reads."""
 
 Scores = Mapping[tuple[str, str | None], Row]
 """By alias and version; None: as sent."""
@@ -54,11 +64,12 @@ def content(asked: Asked) -> Sequence[Block]:
         return [nothing_set()]
     events = asked.rows(_ALL, alias)
     scores = {(row["alias"], row["prompt_version"]): row for row in asked.rows(_SCORES, alias)}
+    tuned = {(row["alias"], row["version"]): row for row in asked.rows(_TUNED, alias)}
     return [
         Filters((choice_field("alias", "Alias", alias, aliases),), asked.address.kept("alias")),
         *chosen_version(asked, events),
         *charts(events, scores),
-        versions_table(asked, events, scores),
+        versions_table(asked, events, scores, tuned),
     ]
 
 
@@ -73,7 +84,9 @@ def nothing_set() -> Notice:
 
 def in_force(events: Sequence[Row]) -> dict[tuple[str, str | None], str | None]:
     """The version of each alias and role, by the last event."""
-    return {(row["alias"], row["role"]): row["version"] for row in events}
+    return {
+        (row["alias"], row["role"]): row["version"] for row in events if row["kind"] in IN_FORCE
+    }
 
 
 def lines_of(row: Row | None) -> list[str]:
@@ -112,7 +125,9 @@ def chosen_version(asked: Asked, events: Sequence[Row]) -> list[Block]:
     if alias is None or version is None:
         return []
     known = {
-        row["version"]: row for row in events if row["alias"] == alias and row["kind"] == "set"
+        row["version"]: row
+        for row in events
+        if row["alias"] == alias and row["kind"] in ("set", "candidate")
     }
     row = known.get(version)
     if row is None:
@@ -170,16 +185,16 @@ def charts(events: Sequence[Row], scores: Scores) -> list[Chart]:
     return found
 
 
-def versions_table(asked: Asked, events: Sequence[Row], scores: Scores) -> Table:
-    """One row per version and rollback, the newest first."""
-    current = in_force(events)
-    newest = {(row["alias"], row["role"]): row["event_id"] for row in events}
+def versions_table(asked: Asked, events: Sequence[Row], scores: Scores, tuned: Scores) -> Table:
+    """One row per version, and per event about one, the newest first."""
+    newest = {
+        (row["alias"], row["role"]): row["event_id"] for row in events if row["kind"] in IN_FORCE
+    }
     rows: list[tuple[Row, str]] = []
     for row in reversed(events):
-        scope = (row["alias"], row["role"])
-        is_current = newest[scope] == row["event_id"]
-        what = "rolled back to" if row["kind"] == "rollback" else "set"
-        rows.append((row, f"{what}{', in force' if is_current and current[scope] else ''}"))
+        is_current = newest.get((row["alias"], row["role"])) == row["event_id"]
+        what = IN_FORCE.get(row["kind"], row["kind"])
+        rows.append((row, f"{what}{', in force' if is_current and row['version'] else ''}"))
     return Table(
         (
             Column("Version"),
@@ -188,6 +203,7 @@ def versions_table(asked: Asked, events: Sequence[Row], scores: Scores) -> Table
             Column("What"),
             Column("Changes"),
             Column("Mean reward", number=True, note="Of rollouts that it served"),
+            Column("In tuning", number=True, note="Mean reward on validation tasks"),
             Column("Written"),
             Column("By"),
             Column("Reason"),
@@ -205,6 +221,7 @@ def versions_table(asked: Asked, events: Sequence[Row], scores: Scores) -> Table
                 cell(what, tone="good" if "in force" in what else "plain"),
                 cell(", ".join(changed(row)) or None),
                 cell(_score(scores.get((row["alias"], row["version"])))),
+                cell(_tuning_score(tuned.get((row["alias"], row["version"])))),
                 cell(ago(row["event_time"], asked.now_ms)),
                 cell(row["author"]),
                 cell(row["reason"]),
@@ -227,6 +244,10 @@ def _score(row: Row | None) -> str:
         return "–"
     reach = f" ± {fixed(1.96 * row['error'])}" if row["error"] is not None else ""
     return f"{fixed(row['mean'])}{reach} (n = {number(row['scored'])})"
+
+
+def _tuning_score(row: Row | None) -> str | None:
+    return f"{fixed(row['mean'])} (n = {number(row['scored'])})" if row is not None else None
 
 
 VIEW = View(

@@ -196,3 +196,6 @@ def test_a_console_beyond_this_machine_needs_a_read_key() -> None:
         PageSettings(console_host="0.0.0.0")
     assert PageSettings(console_host="0.0.0.0", console_open=True)
     assert PageSettings(console_host="0.0.0.0", console_read_key=SecretStr(READ))
+    assert PageSettings(console_host="0.0.0.0", console_published="127.0.0.1"), "in a container"
+    with pytest.raises(ValidationError, match=r"At 0\.0\.0\.0"):
+        PageSettings(console_host="0.0.0.0", console_published="0.0.0.0")

@@ -111,6 +111,7 @@ def target(version: str | None, weight: float, upstream: str | None = None) -> d
         "upstream": upstream,
         "weight": weight,
         "parameters": {"temperature": 0.5} if upstream else {},
+        "cell_weights": {},
     }
 
 
@@ -206,6 +207,24 @@ def test_prompts_have_scores_and_say_which_is_in_force(index: MemoryIndex) -> No
     assert texts(table.rows)[2][5] == "1.000 ± 0.000 (n = 2)"
     (chart,) = only(blocks, Chart)
     assert chart.series[0].points == (("as sent", 0.0), ("prompt@1", 1.0))
+
+
+def test_candidates_are_in_force_nowhere_and_have_the_scores_of_their_tuning(
+    index: MemoryIndex,
+) -> None:
+    add_prompts(index)
+    index.add("prompts", event_id="p3", event_time=minutes_ago(1), alias="policy", offset=3,
+              kind="candidate", version="prompt@3", system="Be kind.", demonstrations="[]",
+              reason="a tuning", author="tune")  # fmt: skip
+    for stage, rewards in (("training", [0.0]), ("validation", [1.0, 0.5])):
+        index.add("prompt_scores", event_id=stage, alias="policy", version="prompt@3",
+                  stage=stage, rewards=rewards)  # fmt: skip
+    (table,) = only(prompts.content(asked(index, "/prompts")), Table)
+    newest, before = texts(table.rows)[:2]
+    assert (newest[0], newest[3], newest[6]) == ("prompt@3", "candidate", "0.750 (n = 2)")
+    assert before[3] == "rolled back to, in force"
+    query = {"of": "policy", "version": "prompt@3"}
+    assert "+Be kind." in only(prompts.content(asked(index, "/prompts", **query)), Text)[0].text
 
 
 def test_a_prompt_is_shown_as_a_diff_of_texts(index: MemoryIndex) -> None:
