@@ -29,6 +29,12 @@ def register() -> None:
         NAME, "services.vllm_plugin.tool_parser", "CallToolParser"
     )
     if current_platform.is_cpu():
+        import torch
+
+        # A process must ask Linux for AMX before it uses it. oneDNN does so for large matrices;
+        # vLLM 0.32's attention does not, and an engine whose first prompt is short dies (SIGILL).
+        torch.cpu._init_amx()  # pyright: ignore[reportPrivateUsage]
+
         from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
         from services.vllm_plugin import cpu_lora, prompt_logprobs

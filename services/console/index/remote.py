@@ -10,6 +10,7 @@ import hashlib
 import os
 import socket
 import tempfile
+import time
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +27,10 @@ _LONGEST_PATH = 100
 """Bytes. The longest path of a socket is 103 bytes on macOS, 107 on Linux."""
 _GRACE_S = 5.0
 """How much longer than the query's own time limit an answer is waited for."""
+
+_STARTING_S = 3.0
+"""How long a process that has the file open may take until it listens."""
+_RETRY_S = 0.05
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -52,11 +57,8 @@ def ask_writer(index: Path, query: Query, timeout_s: float) -> Answer:
     if len(asked) > LONGEST_QUERY:
         raise BadQuery(f"a query has at most {LONGEST_QUERY:,} bytes, this one {len(asked):,}")
     try:
-        if path.stat().st_uid != index.stat().st_uid:
-            raise NoIndex(f"{path} is not of the owner of {index}: remove it")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        with _connect(index, path) as connection:
             connection.settimeout(timeout_s + _GRACE_S)
-            connection.connect(str(path))
             connection.sendall(asked)
             connection.shutdown(socket.SHUT_WR)
             data = b"".join(iter(lambda: connection.recv(65_536), b""))
@@ -71,6 +73,29 @@ def ask_writer(index: Path, query: Query, timeout_s: float) -> Answer:
     if reply.answer is None:
         raise NoIndex(reply.error or f"{path} answered nothing")
     return _typed(reply.answer)
+
+
+def _connect(index: Path, path: Path) -> socket.socket:
+    """Connect to the process at a socket; a console that starts opens the file before it listens.
+    Raises NoIndex, OSError.
+    """
+    deadline = time.monotonic() + _STARTING_S
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            if path.stat().st_uid != index.stat().st_uid:
+                raise NoIndex(f"{path} is not of the owner of {index}: remove it")
+            connection.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            connection.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_S)
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
 
 
 def _typed(answer: Answer) -> Answer:

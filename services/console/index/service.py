@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 from fulgurite.avro.codec import Codec
@@ -11,7 +12,7 @@ from fulgurite.errors import BadPrices
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
-from services.console.index.errors import IndexFailed, OutdatedIndex
+from services.console.index.errors import IndexFailed, IndexLocked, OutdatedIndex
 from services.console.index.follower import LogFollower
 from services.console.index.query_server import QueryServer
 from services.console.index.reader import IndexReader
@@ -19,6 +20,10 @@ from services.console.index.settings import IndexSettings
 from services.console.index.writer import IndexWriter
 
 logger = logs.get(__name__)
+
+_QUERY_WAIT_S = 10.0
+"""How long a start waits for whoever reads the file without a console, such as `fulgurite sql`."""
+_RETRY_S = 0.1
 
 
 class IndexService:
@@ -91,6 +96,17 @@ class IndexService:
         path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
 
     def _make_writer(self) -> IndexWriter:
+        """Open the file, once a query that reads it without a console has ended."""
+        deadline = time.monotonic() + _QUERY_WAIT_S
+        while True:
+            try:
+                return self._try_to_open()
+            except IndexLocked:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_S)
+
+    def _try_to_open(self) -> IndexWriter:
         writer = IndexWriter(
             self._settings.index,
             self._codec,
