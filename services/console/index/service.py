@@ -84,13 +84,13 @@ class IndexService:
             return self._make_writer()
 
     def _rebuild(self, reason: OutdatedIndex) -> None:
-        self._writer.close()
-        self._delete(reason)
-        self._writer = self._make_writer()
+        # In place: a page may be reading the file, which keeps its database open in this process.
+        _tell(reason)
+        self._writer.clear()
         self._follower = self._make_follower()
 
     def _delete(self, reason: OutdatedIndex) -> None:
-        logger.warning("the index is built again from the log", reason=str(reason))
+        _tell(reason)
         path = self._settings.index
         path.unlink(missing_ok=True)
         path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
@@ -125,6 +125,10 @@ class IndexService:
         return LogFollower(
             self._kafka, self._codec, self._writer, self._settings, now_ms, self._stop
         )
+
+
+def _tell(reason: OutdatedIndex) -> None:
+    logger.warning("the index is built again from the log", reason=str(reason))
 
 
 def _read_prices(path: Path) -> Prices:

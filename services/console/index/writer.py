@@ -176,6 +176,15 @@ class IndexWriter:
             self._epochs = self._read_epochs()
             raise
 
+    def clear(self) -> None:
+        """Delete what was read, so that the log is read from its beginning."""
+        tables = self._db.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+        with self.transaction():
+            for (table,) in tables:
+                if table not in ("about", "prices"):
+                    self._db.execute(f"DELETE FROM {table}")
+        self._epochs = {}
+
     def write_prices(self, prices: Prices) -> None:
         """Replace the prices of tokens."""
         found = [

@@ -14,6 +14,7 @@ from fulgurite.cost.prices import parse_prices
 from fulgurite.enums import LedgerTerm, UpdateKind
 from fulgurite.events import GroupClosed, LedgerEntry, Trajectory
 from fulgurite.ids import action_id
+from services.console.index.database import connect
 from services.console.index.errors import ForeignIndex, OutdatedIndex
 from services.console.index.reader import IndexReader
 from services.console.index.writer import IndexWriter
@@ -61,6 +62,22 @@ def test_every_table_has_rows(index: IndexReader) -> None:
         table: index.rows(f"SELECT count(*) AS rows FROM {table}")[0]["rows"] for table in TABLES
     }
     assert all(counts.values()), counts
+
+
+def test_a_log_that_began_anew_replaces_the_old_one_while_a_page_reads(tmp_path: Path) -> None:
+    path = tmp_path / "index.duckdb"
+    writer = open_writer(path)
+    writer.write(LOG.records)
+    before = contents(path)
+    page = connect(path)
+    page.execute("SELECT * FROM calls").fetchone()
+    writer.clear()
+    assert writer.positions() == {}
+    assert IndexReader(path).rows("SELECT * FROM calls") == []
+    writer.write(LOG.records)
+    assert contents(path) == before
+    page.close()
+    writer.close()
 
 
 def test_every_view_can_be_read(index: IndexReader) -> None:
