@@ -6,7 +6,8 @@ no more than one vote.
 
 A difference is looked at whenever the new version has twice as many users as at the look before.
 Each look takes the episodes up to the one that completed it, and an equal part of the 5% that the
-bounds may be wrong (Bonferroni). So looking often makes no mistake likelier.
+bounds of a figure may be wrong (Bonferroni). So looking often makes no mistake likelier. Votes that
+come after a look change it, which this leaves out of account.
 """
 
 from __future__ import annotations
