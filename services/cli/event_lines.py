@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fulgurite.calls.transcript import answer_of, text_of
@@ -18,7 +18,11 @@ from fulgurite.events import (
     PolicyApplied,
     PolicyRoute,
     PolicyUpdate,
+    PromptScore,
+    PromptTuning,
     PromptUpdate,
+    RouteTarget,
+    SelectionDecision,
     Tombstone,
     Trajectory,
 )
@@ -117,15 +121,24 @@ def _update(event: PolicyUpdate) -> Iterator[Any]:
 
 def _route(event: PolicyRoute) -> Iterator[Any]:
     yield event.alias
-    yield (
-        ", ".join(
-            f"{f'upstream:{one.upstream}' if one.upstream else one.version or one.policy}"
-            f"={one.weight:g}"
-            for one in event.targets
-        )
-        or "no route"
-    )
+    yield _shares(event.targets) or "no route"
     yield f"by {event.author}: {shortened(event.reason, _TEXT)}"
+
+
+def _selection(event: SelectionDecision) -> Iterator[Any]:
+    yield event.alias
+    yield f"{event.kind} by {event.selector_id}, {event.mode}"
+    yield _shares(event.targets)
+    yield event.winner and f"winner {event.winner}"
+    yield shortened(event.reason, _TEXT)
+
+
+def _shares(targets: Sequence[RouteTarget]) -> str:
+    return ", ".join(
+        f"{f'upstream:{one.upstream}' if one.upstream else one.version or one.policy}"
+        f"={one.weight:g}"
+        for one in targets
+    )
 
 
 def _applied(event: PolicyApplied) -> Iterator[Any]:
@@ -139,6 +152,19 @@ def _prompt(event: PromptUpdate) -> Iterator[Any]:
     yield f"{event.kind} {event.version or 'no version'}"
     yield event.role and f"for {event.role}"
     yield f"by {event.author}: {shortened(event.reason, _TEXT)}"
+
+
+def _tuning(event: PromptTuning) -> Iterator[Any]:
+    yield event.alias
+    yield f"tuning {event.tuning} by {event.method} begins"
+    yield f"{event.train_tasks} training and {event.validation_tasks} validation tasks"
+    yield f"by {event.author}"
+
+
+def _score(event: PromptScore) -> Iterator[Any]:
+    yield event.alias
+    yield f"{event.version or 'as sent'} on a task of {event.stage}"
+    yield ", ".join(f"{reward:g}" for reward in event.rewards) or "no reward"
 
 
 def _letter(event: DeadLetter) -> Iterator[Any]:
@@ -159,5 +185,8 @@ _LINES: dict[type[Event], Callable[[Any], Iterator[Any]]] = {
     PolicyRoute: _route,
     PolicyApplied: _applied,
     PromptUpdate: _prompt,
+    PromptTuning: _tuning,
+    PromptScore: _score,
+    SelectionDecision: _selection,
     DeadLetter: _letter,
 }

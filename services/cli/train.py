@@ -92,8 +92,11 @@ def train(
     plan: Retraining | None = None
     with ExitStack() as stack:
         with report_errors("train"):
-            kafka = answering(KafkaSettings())
             try:
+                if not without:
+                    # What is wrong with the file is said before Kafka is asked.
+                    load(file)
+                kafka = answering(KafkaSettings())
                 if without:
                     _only_with_run_file(topic, rows_of)
                     suggest_model(kafka, policy)

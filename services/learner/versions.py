@@ -195,6 +195,8 @@ class PolicyVersions:
 
         Raises EpochLost, and what writing has raised.
         """
+        if self._beside is None and not self._is_due:
+            return
         with self.stopwatch.phase("checkpoint"):
             self._take_tensors(wait=False)
             if self._is_due and self._beside is None:

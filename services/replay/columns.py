@@ -43,6 +43,7 @@ def ROWS() -> Any:
         "policy",
         "group_revision",
         "episode_revision",
+        "alias",
     )
     numbers = ("attempt", "row_index", "rows_in_episode", "group_size", "group_members_scored")
     return pa.schema(
@@ -84,6 +85,7 @@ def row_of(row: Trajectory | Tombstone) -> dict[str, Any]:
         "rollout_id": row.rollout_id,
         "mode": str(row.mode),
         "policy": row.policy,
+        "alias": row.alias,
         "group_revision": row.group_revision,
         "attempt": row.attempt,
         "group_size": row.group_size,

@@ -85,12 +85,12 @@ class IndexService:
 
     def _rebuild(self, reason: OutdatedIndex) -> None:
         # In place: a page may be reading the file, which keeps its database open in this process.
-        _tell(reason)
+        _warn(reason)
         self._writer.clear()
         self._follower = self._make_follower()
 
     def _delete(self, reason: OutdatedIndex) -> None:
-        _tell(reason)
+        _warn(reason)
         path = self._settings.index
         path.unlink(missing_ok=True)
         path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
@@ -127,7 +127,7 @@ class IndexService:
         )
 
 
-def _tell(reason: OutdatedIndex) -> None:
+def _warn(reason: OutdatedIndex) -> None:
     logger.warning("the index is built again from the log", reason=str(reason))
 
 

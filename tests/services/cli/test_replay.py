@@ -21,7 +21,10 @@ REFUSED = [
     (("replay", "--into", "x", "--from-beginning", "--weight", "=1"), "NAME=NUMBER"),
     (("replay", "--into", "x", "--from-beginning", "--exclude", "[{}]"), "without a condition"),
     (("replay", "--into", "x", "--from-beginning", "--exclude", "title"), "--exclude: "),
-    (("replay", "--into", "x", "--from-beginning", "--without", "jane"), "is no subject"),
+    (
+        ("replay", "--into", "x", "--from-beginning", "--without", "jane"),
+        "neither a subject nor a tenant",
+    ),
     (("replay", "--into", "x", "--from-beginning", "--rejudge"), "--reward"),
     (("replay", "--into", "x", "--from-beginning", "--reward", "none.py:fn"), "FILE.py:FUNCTION"),
     (("replay", "--into", "x", "--from-beginning", "--archive-only"), "--archive"),
