@@ -123,7 +123,7 @@ def evaluate(
     environment: dict[str, str], tasks: Path, results: Path, version: str
 ) -> dict[str, Any]:
     """The summary of a run on the held-out tasks with a version of the prompt."""
-    words = ["run", "--mode=val", "-n=1", f"--tasks={tasks / 'heldout.jsonl'}"]
+    words = ["run", "--mode=val", "--n=1", f"--tasks={tasks / 'heldout.jsonl'}"]
     words += [f"--prompt-version={version}", f"--results={results}", "--give-up-after=0"]
     fulgurite(environment, words)
     return json.loads(results.read_text(encoding="utf-8"))
