@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fulgurite.groups.rewards import SMALLEST_SPREAD
 from services.console.pages.address import link
 from services.console.pages.blocks import (
     Axis,
@@ -28,8 +29,6 @@ from services.console.pages.formats import NONE, ago, cell, count, fixed, number
 from services.console.pages.reading import Asked, Row
 from services.console.pages.rollout_links import tail
 from services.console.pages.view import View
-
-_FLAT = 1e-6
 
 _SUMMARY = "SELECT * FROM group_summaries WHERE group_id = $1"
 _MEMBERS = "SELECT * FROM rollouts WHERE group_id = $1 ORDER BY rollout_id"
@@ -104,7 +103,7 @@ def state(summary: Row, closing: Row) -> list[Notice]:
                 "warning",
             )
         )
-    elif (summary["reward_spread"] or 0) <= _FLAT:
+    elif (summary["reward_spread"] or 0) <= SMALLEST_SPREAD:
         found.append(
             Notice("All rewards are equal: this group has no signal and is not trained.", "warning")
         )

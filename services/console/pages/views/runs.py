@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from fulgurite.groups.rewards import SMALLEST_SPREAD
 from fulgurite.versions import Version
 from services.console.pages.address import Address, link
 from services.console.pages.blocks import (
@@ -43,8 +44,6 @@ from services.console.pages.view import View
 _MOST_RUNS = 50
 _MOST_COMPARED = 6
 """As many as can be told apart in one chart."""
-_FLAT = 1e-6
-"""Groups whose rewards differ by no more teach nothing."""
 
 _RUNS = f"""
 SELECT runs.*, cost.money, cost.currency
@@ -264,7 +263,7 @@ def figures(run: Row, groups: Sequence[Row], now: int) -> Figures:
 
 def is_flat(group: Row) -> bool:
     """Whether all rewards of a group are equal."""
-    return len(group["rewards"]) > 1 and group["spread"] <= _FLAT
+    return len(group["rewards"]) > 1 and group["spread"] <= SMALLEST_SPREAD
 
 
 def verdict(groups: Sequence[Row], missing: Sequence[Row]) -> list[Notice]:
