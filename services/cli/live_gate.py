@@ -35,7 +35,7 @@ from services.cli.held_out import Earned, pairs, reason_of
 from services.cli.route_effect import RouteEffect
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
-from services.common.kafka.new_events import NewEvents
+from services.common.kafka.log_follower import LogFollower
 from services.common.kafka.settings import KafkaSettings
 from services.common.policies.route_log import publish_route
 from services.common.policies.route_targets import BadTarget, Published, read_published
@@ -217,14 +217,15 @@ class _Traffic:
     def __init__(self, kafka: KafkaSettings, alias: str, since_ms: int) -> None:
         self.since_ms = since_ms
         self._episodes = LiveEpisodes(alias, since_ms)
-        self._events = NewEvents(
-            kafka, make_codec(), (EPISODES, AGENT_REWARDS), since_ms - _CLOCK_SKEW_MS
+        self._events = LogFollower(
+            kafka, make_codec(), (EPISODES, AGENT_REWARDS), since_ms=since_ms - _CLOCK_SKEW_MS
         )
 
     def read(self) -> Mapping[str, Sequence[LiveEpisode]]:
         """The episodes of each variant, with what came since the last call."""
-        for event in self._events.read():
-            self._episodes.apply(event)
+        for _, record in self._events.catch_up():
+            if record.event is not None:
+                self._episodes.apply(record.event)
         return self._episodes.by_variant()
 
     def close(self) -> None:

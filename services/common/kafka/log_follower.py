@@ -7,6 +7,7 @@ partitions and topics there is no order.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self, cast
@@ -26,6 +27,7 @@ from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.settings import KafkaSettings
 
 _BATCH = 500
+_POLL_S = 0.2
 
 
 class Followed(NamedTuple):
@@ -95,14 +97,14 @@ class LogFollower:
         return [self._read(message) for message in messages]
 
     def records(
-        self, stop: threading.Event, *, once: bool = False, poll_s: float = 0.2
+        self, stop: threading.Event, *, once: bool = False, poll_s: float = _POLL_S
     ) -> Iterator[Followed]:
         """Yield records until `stop` is set; with `once`, those that were there at the start."""
         while not stop.is_set() and not (once and self.caught_up):
             yield from self.poll(poll_s)
 
     def catch_up(self) -> Iterator[Followed]:
-        """Yield all that is in the topics now and was not read yet."""
+        """Yield all that is in the topics now and was not read yet, and perhaps some more."""
         try:
             for (name, partition), following in self._next.items():
                 _, end = watermarks(self._consumer, TopicPartition(name, partition))
@@ -110,7 +112,17 @@ class LogFollower:
                     self._left[name, partition] = end
         except KafkaException as error:
             raise _unavailable(self._topics, error) from error
-        yield from self.records(threading.Event(), once=True)
+        heard = time.monotonic()
+        while not self.caught_up:
+            found = self.poll(_POLL_S)
+            if found:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > READ_TIMEOUT_S:
+                raise LogUnavailable(
+                    f"Kafka sent nothing for {READ_TIMEOUT_S:.0f} s. Check that the brokers are up "
+                    "and that every partition has a leader."
+                )
+            yield from found
 
     def close(self) -> None:
         """Close the consumer."""
