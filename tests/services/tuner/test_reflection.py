@@ -57,9 +57,10 @@ async def test_an_answer_comes_with_its_cost() -> None:
 
 
 async def test_what_may_pass_is_asked_again() -> None:
-    async with server((503, {}), (200, {"no": "chat"}), (200, {"choices": []})) as (url, seen):
+    without_usage = {"choices": GOOD["choices"]}
+    async with server((503, {}), (200, {"choices": []}), (200, without_usage)) as (url, seen):
         text, cost = await asyncio.to_thread(model(url).ask, "why?")
-    assert (text, cost.money, len(seen)) == ("", None, 3)
+    assert (text, cost.money, cost.prompt_tokens, len(seen)) == ("better", None, 0, 3)
 
 
 async def test_what_does_not_pass_is_an_error() -> None:
@@ -67,11 +68,24 @@ async def test_what_does_not_pass_is_an_error() -> None:
         with pytest.raises(ReflectionFailed, match=r"gave no answer: .*502"):
             await asyncio.to_thread(model(url).ask, "why?")
     async with server((404, {"error": "no such model"})) as (url, seen):
-        with pytest.raises(ReflectionFailed, match=r"404 .*no such model.*--reflection-model"):
+        with pytest.raises(ReflectionFailed, match=r"404: .*no such model.*--reflection-model"):
             await asyncio.to_thread(model(url).ask, "why?")
     assert len(seen) == 1
     with pytest.raises(ReflectionFailed, match="Client"):
         await asyncio.to_thread(model("http://127.0.0.1:1/v1", retries=0).ask, "why?")
+
+
+async def test_a_refused_key_is_not_repeated() -> None:
+    async with server((401, {"error": "bad key k-very-secret"})) as (url, _):
+        with pytest.raises(ReflectionFailed, match="FULGURITE_TUNER_API_KEY") as told:
+            await asyncio.to_thread(model(url).ask, "why?")
+    assert "very-secret" not in str(told.value)
+
+
+def test_a_key_of_a_rollout_is_refused() -> None:
+    settings = TunerSettings(api_key=SecretStr("fg-of-a-rollout"))
+    with pytest.raises(ValueError, match="FULGURITE_TUNER_API_KEY is a rollout's key"):
+        ReflectionModel("teacher", settings, None)
 
 
 def test_a_key_of_the_gateway_goes_to_no_other_server() -> None:
