@@ -41,7 +41,12 @@ from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import check_topics
 from services.common.runtime import liveness, logs, metrics
 from services.common.runtime.ending import run_service
-from services.common.streaming.episode_readers import bury, episodes_consumer, serve
+from services.common.streaming.episode_readers import (
+    bury,
+    episodes_consumer,
+    parse_with_traffic,
+    serve,
+)
 from services.common.streaming.poison import failure_of
 from services.judge.groups import Waiting, WaitingRoom
 from services.judge.model import JudgeModel
@@ -356,15 +361,12 @@ async def run(arguments: Sequence[str]) -> int:
         metavar="FILE",
         help="standards to judge by, added to the default ones",
     )
-    parser.add_argument("--run-id", default=None, help="judge only the groups of this run")
-    parser.add_argument(
-        "--live",
-        action="store_true",
-        help="judge live traffic that is opted in, where nobody votes",
+    chosen = parse_with_traffic(
+        parser,
+        arguments,
+        of_run="judge only the groups of this run",
+        of_live="judge live traffic that is opted in, where nobody votes",
     )
-    chosen = parser.parse_args(arguments)
-    if chosen.live and chosen.run_id:
-        parser.error("--live is for traffic that belongs to no run: give no --run-id")
 
     def make() -> Judge:
         settings, kafka = JudgeSettings(), KafkaSettings()

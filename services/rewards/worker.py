@@ -37,7 +37,12 @@ from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import check_topics
 from services.common.runtime import liveness, logs, metrics
 from services.common.runtime.ending import run_service
-from services.common.streaming.episode_readers import bury, episodes_consumer, serve
+from services.common.streaming.episode_readers import (
+    bury,
+    episodes_consumer,
+    parse_with_traffic,
+    serve,
+)
 from services.common.streaming.poison import failure_of
 from services.rewards.plugins import RewardPlugin
 from services.rewards.settings import RewardWorkerSettings
@@ -186,15 +191,12 @@ async def run(arguments: Sequence[str]) -> int:
         default="reward",
         help="name of the reward if the function returns a plain number",
     )
-    parser.add_argument("--run-id", default=None, help="score only episodes of this run")
-    parser.add_argument(
-        "--live",
-        action="store_true",
-        help="score live traffic that is opted in; a vote wins over the score",
+    chosen = parse_with_traffic(
+        parser,
+        arguments,
+        of_run="score only episodes of this run",
+        of_live="score live traffic that is opted in; a vote wins over the score",
     )
-    chosen = parser.parse_args(arguments)
-    if chosen.live and chosen.run_id:
-        parser.error("--live is for traffic that belongs to no run: give no --run-id")
 
     def make() -> RewardWorker:
         settings, kafka = RewardWorkerSettings(), KafkaSettings()

@@ -1,13 +1,14 @@
 """What all share that read `episodes` in a consumer group of their own to pay rewards: the
-consumer, the way out for what cannot be judged, start and end.
+consumer, the way out for what cannot be judged, what is chosen, start and end.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from confluent_kafka import Consumer
@@ -33,6 +34,20 @@ class Reader(Protocol):
 
     async def run(self) -> None:
         """Until stopped."""
+
+
+def parse_with_traffic(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], *, of_run: str, of_live: str
+) -> argparse.Namespace:
+    """Parse arguments, with the options `--run-id` and `--live` added, whose help is given. They
+    choose the traffic to read, and exclude each other.
+    """
+    parser.add_argument("--run-id", default=None, help=of_run)
+    parser.add_argument("--live", action="store_true", help=of_live)
+    chosen = parser.parse_args(arguments)
+    if chosen.live and chosen.run_id:
+        parser.error("--live is for traffic that belongs to no run: give no --run-id")
+    return chosen
 
 
 def episodes_consumer(kafka: KafkaSettings, group_id: str, session_timeout_s: float) -> Consumer:
