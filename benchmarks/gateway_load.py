@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 
 import uvloop
 
+from services.gateway.dialects.packed import IN_BODY, asking
+
 _WORDS = (
     "the quick brown fox jumps over a lazy dog while seven wizards quietly make toxic brew from "
     "jade and onyx "
@@ -46,11 +48,12 @@ def body(given: argparse.Namespace, variant: int) -> bytes:
     }
     if given.stream:
         request["stream"] = True
-    if given.logprobs:
-        request |= {"logprobs": True, "return_token_ids": True}
     if given.ignore_eos:
         request["ignore_eos"] = True
-    return json.dumps(request).encode()
+    if given.logprobs or given.packed:
+        # Last and without spaces, as the gateway writes them: so our plug-in finds them.
+        request |= IN_BODY
+    return json.dumps(request, separators=(",", ":")).encode()
 
 
 class Tally:
@@ -201,11 +204,13 @@ async def opened(connections: list[Connection], seconds: float, rate: float) -> 
     await asyncio.gather(*running)
 
 
-def _request(path: str, key: str, payload: bytes) -> bytes:
+def _request(path: str, key: str, payload: bytes, *, packed: bool) -> bytes:
     head = (
         f"POST {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {key}\r\ncontent-type: "
         "application/json\r\n"
     )
+    if packed:
+        head += "".join(f"{name}: {value}\r\n" for name, value in asking(instead=True).items())
     return f"{head}content-length: {len(payload)}\r\n\r\n".encode() + payload
 
 
@@ -213,7 +218,9 @@ async def _run(given: argparse.Namespace) -> None:
     tally, payloads = Tally(), [body(given, variant) for variant in range(_VARIANTS)]
     path = urlsplit(str(given.url)).path
     keys = os.environ.get("KEYS", "a-plain-key").split(",")
-    requests = [_request(path, key, payload) for payload in payloads for key in keys]
+    requests = [
+        _request(path, key, payload, packed=given.packed) for payload in payloads for key in keys
+    ]
     connections = await _connect(given.url, tally, requests, given.connections)
     begun = time.perf_counter()
     if given.rate:
@@ -237,6 +244,9 @@ def main() -> None:
     parser.add_argument("--stream", action="store_true")
     parser.add_argument(
         "--logprobs", action="store_true", help="ask for what the gateway asks vLLM for"
+    )
+    parser.add_argument(
+        "--packed", action="store_true", help="ask our vLLM plug-in for the same, packed"
     )
     parser.add_argument("--ignore-eos", action="store_true", help="answers of --max-tokens exactly")
     uvloop.run(_run(parser.parse_args()))

@@ -56,6 +56,9 @@ class VllmSettings(BaseSettings):
     template; `none` leaves calls in the text."""
     reasoning_parser: str = ""
     """vLLM's parser of reasoning, such as `qwen3`; without it, reasoning is part of the text."""
+    fast_logprobs: bool = True
+    """Whether the plug-in keeps only the numbers of log-probabilities that nobody but the log asked
+    for. `false` leaves vLLM as it is: the same numbers, a third slower on a fast GPU."""
     args: str = ""
     """Further arguments of vLLM, as in a shell. The last one of a name counts."""
 

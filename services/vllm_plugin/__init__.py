@@ -1,15 +1,18 @@
 """Extends vLLM: weights from a file, the version in each reply, tool calls for small models.
 
 `register` is the plug-in's entry point (`vllm.general_plugins`), called in every vLLM process,
-possibly twice. It only names classes, which vLLM imports if an option selects them:
+possibly twice. It names classes, which vLLM imports if an option selects them:
 `--weight-transfer-config
-'{"backend": "fulgurite"}'` and `--tool-call-parser fulgurite`.
+'{"backend": "fulgurite"}'` and `--tool-call-parser fulgurite`. It also makes log-probabilities
+cheap (`logprobs`), and mends what vLLM lacks on a CPU.
 """
 
 # vLLM lives in an environment of its own, which the type checker does not see.
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
+
+from services.vllm_plugin import logprobs
 
 NAME = "fulgurite"
 """Of the weight-transfer backend and of the tool parser."""
@@ -28,6 +31,11 @@ def register() -> None:
     ToolParserManager.register_lazy_module(
         NAME, "services.vllm_plugin.tool_parser", "CallToolParser"
     )
+    if logprobs.is_on():
+        from vllm.v1.engine.logprobs import LogprobsProcessor
+        from vllm.v1.outputs import LogprobsLists, LogprobsTensors
+
+        logprobs.patch(LogprobsLists, LogprobsTensors, LogprobsProcessor)
     if current_platform.is_cpu():
         import torch
 

@@ -26,10 +26,11 @@ token, and whoever reads it as many. Without this middleware it is answered in J
 from __future__ import annotations
 
 import json
-from base64 import b64encode
+from binascii import b2a_base64
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from fulgurite.versions import Version
 from services.vllm_plugin.sequences import UNTOUCHED, Sequences, current, follow
 
 Message = MutableMapping[str, Any]
@@ -139,7 +140,7 @@ class _Reply:
         self._body = b""
         self._streams = False
         self._between_events = True
-        self._told: list[str] = []
+        self._told: list[Version] = []
         """Versions that comments have told."""
 
     async def __call__(self, message: Message) -> None:
@@ -201,8 +202,7 @@ class _Reply:
             b": fulgurite-tokens %d %b\n\n" % (number, b" ".join(map(_base64, new)))
             for number, new in news
         ]
-        versions = self._sequences.first_and_last()
-        for version in map(str, versions if lines and versions else ()):
+        for version in (self._sequences.first_and_last() or ()) if lines else ():
             if version not in self._told:
                 self._told.append(version)
                 lines.append(f": fulgurite-version {version}\n\n".encode())
@@ -242,4 +242,4 @@ def with_field(body: bytes, sequences: Sequences) -> bytes:
 
 
 def _base64(packed: bytes) -> bytes:
-    return b64encode(packed) if packed else b"-"
+    return b2a_base64(packed, newline=False) if packed else b"-"

@@ -28,9 +28,7 @@ class Processor:
 
     def add_request(self, request: Any) -> None:
         self.asked.append(request.sampling_params)
-        processor = SimpleNamespace(
-            logprobs=[] if request.sampling_params.logprobs is not None else None
-        )
+        processor = Explainer(asked=request.sampling_params.logprobs is not None)
         self.request_states[request.request_id] = SimpleNamespace(
             weight_version_starts=[],
             prompt_token_ids=[1, 2],
@@ -44,9 +42,26 @@ class Processor:
         state.weight_version_starts.append((version, 0))
         state.detokenizer.output_token_ids += ids
         if state.logprobs_processor.logprobs is not None:
-            state.logprobs_processor.logprobs += [
-                {token: SimpleNamespace(logprob=-token / 10)} for token in ids
-            ]
+            state.logprobs_processor._update_sample_logprobs(
+                SimpleNamespace(
+                    logprob_token_ids=[[token] for token in ids],
+                    logprobs=[[-token / 10] for token in ids],
+                )
+            )
+
+
+class Explainer:
+    """The part of vLLM's `LogprobsProcessor` that is replaced: a dictionary a token."""
+
+    def __init__(self, *, asked: bool) -> None:
+        self.logprobs: list[Any] | None = [] if asked else None
+
+    def _update_sample_logprobs(self, lists: Any) -> None:
+        assert self.logprobs is not None
+        self.logprobs += [
+            {token: SimpleNamespace(logprob=logprob)}
+            for [token], [logprob] in zip(lists.logprob_token_ids, lists.logprobs, strict=True)
+        ]
 
 
 class Server:
@@ -297,12 +312,51 @@ async def test_the_engine_is_asked_for_logprobs_unless_the_agent_did(
     assert [params.logprobs for params in server.processor.asked] == [set_to]
 
 
-async def test_ids_without_matching_logprobs_are_told_without() -> None:
-    def lose(processor: Processor) -> None:
-        processor.request_states["0"].logprobs_processor.logprobs.clear()
+@pytest.mark.parametrize("asked", [None, 0])
+async def test_ids_without_matching_logprobs_are_told_without(asked: int | None) -> None:
+    def change(processor: Processor) -> None:
+        processor.request_states["0"].detokenizer.output_token_ids[:] = [11]
 
-    _, text = await run(Server(step(10), lose, start(STREAM), body(b"event: a\n\n")), ask=True)
-    assert told(text) == [("0", [1, 2], [10], [])]
+    script = [step(10), change, start(STREAM), body(b"event: a\n\n")]
+    _, text = await run(Server(*script, logprobs=asked), ask=True)
+    assert told(text) == [("0", [1, 2], [11], [])]
+
+
+async def test_what_only_the_log_wants_is_not_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = [
+        start(STREAM),
+        step(10, 20),
+        body(b"event: a\n\n", more=True),
+        step(30),
+        body(b"event: b\n\n"),
+    ]
+
+    def explained(server: Server) -> list[Any]:
+        return server.processor.request_states["0"].logprobs_processor.logprobs
+
+    fast, by_vllm, for_the_agent = Server(*script), Server(*script), Server(*script, logprobs=0)
+    said = [(await run(fast, ask=True))[1], (await run(for_the_agent, ask=True))[1]]
+    monkeypatch.setenv("FULGURITE_VLLM_FAST_LOGPROBS", "false")
+    said.append((await run(by_vllm, ask=True))[1])
+    assert said[0] == said[1] == said[2]
+    assert (len(explained(fast)), len(explained(for_the_agent)), len(explained(by_vllm))) == (
+        0,
+        3,
+        3,
+    )
+
+
+async def test_the_lowest_log_probability_is_that_of_vllms_own_replies() -> None:
+    def generate(processor: Processor) -> None:
+        state = processor.request_states["0"]
+        state.detokenizer.output_token_ids += [10]
+        state.logprobs_processor._update_sample_logprobs(
+            SimpleNamespace(logprob_token_ids=[[10]], logprobs=[[float("-inf")]])
+        )
+
+    for asked in (None, 0):
+        server = Server(generate, start(STREAM), body(b"event: a\n\n"), logprobs=asked)
+        assert told((await run(server, ask=True))[1]) == [("0", [1, 2], [10], [-9999.0])]
 
 
 async def test_what_is_no_post_passes() -> None:
