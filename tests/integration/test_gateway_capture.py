@@ -67,7 +67,7 @@ async def ask(gateway: Gateway, **fields: Any) -> LlmCall:
     async with gateway.post("/v1/chat/completions", body, rollout["api_key"]) as reply:
         text = await reply.text()
         assert reply.status == 200, text
-    assert "logprob" not in text.replace('"logprobs":null', ""), "the agent asked for none"
+    assert '"logprob":' not in text, "the agent asked for none"
     assert "fulgurite_tokens" not in text
     return await gateway.call(rollout["rollout_id"])
 
