@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,9 @@ def run(
     again: bool = False,
     example: Path | None = None,
     warm_model: Path | None = None,
+    more: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """One demo, of another example if one is given; its report.
+    """One demo, of another example if one is given, with `more` options; its report.
 
     `warm_model`: where the example's warm start is kept, so that the next run begins with it.
     """
@@ -90,6 +92,7 @@ def run(
         argv += ["--seed", str(seed), "--out", str(out)]
         argv += ["--control"] if control else []
         argv += ["--example", str(example)] if example is not None else []
+        argv += more
         if warm_model is not None and warm_model.is_dir():
             argv += ["--model", str(warm_model), "--no-warm-start"]
         subprocess.run(argv, check=True, cwd=PROJECT)

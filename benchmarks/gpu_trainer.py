@@ -50,8 +50,15 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_hidden_layers": 16,
     }
     | {"num_attention_heads": 32, "num_key_value_heads": 8},
+    "8b": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+    }
+    | {"num_attention_heads": 32, "num_key_value_heads": 8},
     "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    | {"num_attention_heads": 4, "num_key_value_heads": 2},
+    | {"num_attention_heads": 2, "num_key_value_heads": 1},
 }
 
 Dtype = Literal["bf16", "fp32"]
@@ -71,7 +78,7 @@ class Bench:
         self.shape, self.device, self.folder = shape, device, folder
         self._figures, self._json = figures, json_file
         folder.mkdir()
-        self.model = _write_model(folder / "model", SHAPES[shape], device)
+        self.model = write_model(folder / "model", SHAPES[shape], device)
         vocabulary, small = SHAPES[shape]["vocab_size"], shape == "tiny"
         self.demo = demo_batch(2 if small else 8, 3 if small else 6, vocabulary, 0)
         self.long = _long_batch(4 if small else 64, vocabulary, 10 if small else 1)
@@ -90,7 +97,7 @@ class Bench:
     def trainer(
         self, dtype: Dtype, *, share: bool, model: Path | None = None, lora: bool = False
     ) -> Trainer:
-        _forget()
+        forget()
         policy: dict[str, Any] = {"model": model or self.model}
         if lora:
             policy["weights"] = {"train": "lora"}
@@ -129,10 +136,10 @@ class Bench:
             steps[engine] = [trainer.train([rows], 1).metrics]
             _wider(trainer, 8192)
             steps[engine].append(trainer.train([long], 1).metrics)
-            seconds[engine] = {"long_8192": self._seconds(trainer, long, repeats)}
+            seconds[engine] = {"long_8192": step_seconds(trainer, long, repeats)}
             _wider(trainer, 2048)
-            seconds[engine]["demo_2048"] = self._seconds(trainer, rows, 2 * repeats)
-            peak = torch.cuda.max_memory_allocated() / 2**30 if self.device == "cuda" else 0.0
+            seconds[engine]["demo_2048"] = step_seconds(trainer, rows, 2 * repeats)
+            peak = peak_gib()
             self.tell(f"{dtype} {engine} seconds", **seconds[engine], peak_gib=peak)
             for batch, step in zip(("demo", "long"), steps[engine], strict=True):
                 self.tell(f"{dtype} {engine} step on {batch}", **step)
@@ -163,7 +170,7 @@ class Bench:
         found: dict[str, float] = {}
         for engine in ("forest", "rows"):
             trainer = self.trainer(dtype, share=engine == "forest")
-            found[engine] = self._seconds(trainer, self.long, 2)
+            found[engine] = step_seconds(trainer, self.long, 2)
             del trainer
         self.tell(f"{dtype} long_2048", **found, ratio=found["rows"] / found["forest"])
 
@@ -210,8 +217,8 @@ class Bench:
             if engine == "rows":
                 rows = _noisy(rows, trainer.row_logprobs(rows))
             self.tell(f"{dtype} lora {engine} step", **trainer.train([rows], 1).metrics)
-            seconds = self._seconds(trainer, rows, repeats)
-            peak = torch.cuda.max_memory_allocated() / 2**30 if self.device == "cuda" else 0.0
+            seconds = step_seconds(trainer, rows, repeats)
+            peak = peak_gib()
             self.tell(f"{dtype} lora {engine}", seconds=seconds, peak_gib=peak)
             seen[engine] = np.concatenate(trainer.row_logprobs(few))
         self.tell(f"{dtype} lora forest against rows", **_apart(seen["forest"], seen["rows"]))
@@ -248,23 +255,35 @@ class Bench:
         other = np.concatenate(_plain(self.model, changed, self.device, dtype))
         self.tell(f"{dtype} control: another first token", **_apart(other, seen))
 
-    def _seconds(self, trainer: Trainer, rows: Sequence[TrainRow], repeats: int) -> float:
+
+def step_seconds(
+    trainer: Trainer, rows: Sequence[TrainRow], repeats: int, *, warm: bool = True
+) -> float:
+    """Median seconds of a step on these rows, after one that is not counted, if `warm`."""
+    if warm:
         trainer.train([rows], 1)
-        found: list[float] = []
-        for _ in range(repeats):
-            self._wait()
-            began = time.perf_counter()
-            trainer.train([rows], 1)
-            self._wait()
-            found.append(time.perf_counter() - began)
-        return statistics.median(found)
-
-    def _wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+    found: list[float] = []
+    for _ in range(repeats):
+        _wait()
+        began = time.perf_counter()
+        trainer.train([rows], 1)
+        _wait()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
 
 
-def _write_model(folder: Path, shape: dict[str, int], device: str) -> Path:
+def peak_gib() -> float:
+    """Most GPU memory since `forget`; 0 without a GPU."""
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def write_model(folder: Path, shape: dict[str, int], device: str) -> Path:
+    """Write a random Llama of a shape."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from services.local_stack.model_files import write_tiny
@@ -275,7 +294,7 @@ def _write_model(folder: Path, shape: dict[str, int], device: str) -> Path:
     config = LlamaConfig(
         **shape,
         tie_word_embeddings=True,
-        max_position_embeddings=8192,
+        max_position_embeddings=32768,
         initializer_range=shape["hidden_size"] ** -0.5,
     )
     torch.manual_seed(0)
@@ -383,7 +402,8 @@ def _wider(trainer: Trainer, tokens: int) -> None:
     trainer.config = trainer.config.model_copy(update={"engine": engine})
 
 
-def _forget() -> None:
+def forget() -> None:
+    """Free what a trainer before has left on the GPU, and measure its memory anew."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -395,7 +415,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["135m", "1b"])
+    parser.add_argument(
+        "--shapes", nargs="+", choices=["135m", "1b", "tiny"], default=["135m", "1b"]
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument(
         "--repeats",

@@ -28,11 +28,14 @@ TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
 class Adapter:
     """A random adapter in PEFT's layout, and what Hugging Face computes with W + BA·alpha/r."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, model: Path | None = None) -> None:
+        """`model`: below it, instead of the tiny one."""
         folder.mkdir(parents=True)
         self.path = folder / "adapter_model.safetensors"
         torch.manual_seed(seed)
-        self.model = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32)
+        self.model = AutoModelForCausalLM.from_pretrained(
+            model or tiny_model(), dtype=torch.float32
+        )
         tensors: dict[str, Any] = {}
         modules: Any = self.model.named_modules()
         for name, module in modules:

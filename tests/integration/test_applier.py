@@ -96,7 +96,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> list[Weights]:
 class Bench:
     """A log of its own, the shared vLLM, and the applier as a process."""
 
-    def __init__(self, kafka: LocalKafka, vllm: LocalVllm, topic_prefix: str, folder: Path) -> None:
+    def __init__(
+        self,
+        kafka: LocalKafka,
+        vllm: LocalVllm,
+        topic_prefix: str,
+        folder: Path,
+        model: Path | None = None,
+    ) -> None:
         self.vllm = vllm
         self.settings = KafkaSettings.model_validate(
             {
@@ -118,7 +125,7 @@ class Bench:
                     "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
                     "FULGURITE_TOPIC_PREFIX": topic_prefix,
                     "VLLM_BASE_URL": vllm.base_url,
-                    "FULGURITE_MODEL": str(tiny_model()),
+                    "FULGURITE_MODEL": str(model or tiny_model()),
                     "FULGURITE_LORA_POLICIES": "writer",
                 },
             )
@@ -145,16 +152,16 @@ class Bench:
         self.producer.publish_sync(POLICY_UPDATES, "policy", event)
 
     def adapter(self, version: str, artifact: Artifact) -> None:
-        """The first update of another policy, without a probe: what it gives depends on the weights
-        below it.
+        """An update of another policy, of its first epoch, without a probe: what it gives depends
+        on the weights below it.
         """
-        policy = version.partition("@")[0]
+        policy, step = version.partition("@")[0], int(version.rpartition(".")[2])
         claim = PolicyUpdate(
             event_id=derive_id("claim", policy), event_time=1, policy=policy, kind=UpdateKind.claim, epoch=1, step=0, learner_id=LEARNER,
             trained_actions=0,
         )  # fmt: skip
         event = PolicyUpdate(
-            event_id=derive_id("update", version), event_time=1, policy=policy, kind=UpdateKind.update, epoch=1, step=1, version=version,
+            event_id=derive_id("update", version), event_time=1, policy=policy, kind=UpdateKind.update, epoch=1, step=step, version=version,
             learner_id=LEARNER, artifact=artifact, trained_actions=1,
         )  # fmt: skip
         for one in (claim, event):

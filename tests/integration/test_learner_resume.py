@@ -110,7 +110,7 @@ class Learner:
             "FULGURITE_MODEL": str(tiny_model()),
             "FULGURITE_DATA_DIR": str(self.folder),
             "FULGURITE__BATCH__GROUPS": str(PER_STEP),
-            "FULGURITE__ENGINE__DEVICE": "cpu",
+            "FULGURITE__ENGINE__DEVICE": os.environ.get("FULGURITE_TEST_DEVICE", "cpu"),
             # The made-up log-probabilities are not those of the model.
             "FULGURITE__DRIFT__STOP__K3": "1e9",
             "FULGURITE__DRIFT__STOP__ESS": "0",
