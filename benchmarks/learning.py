@@ -27,10 +27,10 @@ INTRODUCTION = (
     "five turns; 95 % intervals. Seconds are from the first rollout to the last update; versions "
     "are compared after the same number of updates. In the control, rewards are permuted within "
     "groups, and nothing can be learned. Parts are rewards that were recorded and not trained on; "
-    "by `all_right`, runs with different rewards can be compared. All rows are in bf16, made on "
-    "several days on machines with two cores (Intel and AMD); most of seeds 1 and 2, the control, "
-    "roles and five turns had other work beside them. Idle: time with neither a call in flight nor "
-    "a step running."
+    "by `all_right`, runs with different rewards can be compared. Rows were made on several days "
+    "on machines with two cores (Intel and AMD), in bf16; without AVX-512, in fp32: both roles, "
+    "seed 2, and five turns with `step`. Most of seeds 1 and 2, the control, roles and five turns "
+    "had other work beside them. Idle: time with neither a call in flight nor a step running."
 )
 
 
