@@ -16,7 +16,7 @@ from typing import Any
 
 from services.console.index.errors import NoIndex
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of the tables. A file of another version is deleted and built again from the log."""
 
 CONFIG = {

@@ -62,6 +62,21 @@ WITH call AS (
     LEFT JOIN declared USING (group_id)
     QUALIFY row_number() OVER (PARTITION BY episode.rollout_id ORDER BY episode.attempt DESC) = 1
         AND (NOT episode.will_retry OR episode.attempt + 1 >= coalesce(declared.max_attempts, 1))
+), answered AS (
+    -- Of the final attempt, and of the declared policy, where these have one.
+    SELECT
+        call.rollout_id,
+        first(call.version_first ORDER BY
+            coalesce(call.attempt = final.attempt, false) DESC,
+            coalesce(call.policy = declared.policy, false) DESC,
+            call.started_at,
+            call.call_id
+        ) AS version
+    FROM call
+    LEFT JOIN final ON final.rollout_id = call.rollout_id
+    LEFT JOIN declared ON declared.group_id = call.group_id
+    WHERE call.version_first IS NOT NULL
+    GROUP BY call.rollout_id
 ), counted AS (
     SELECT
         reward.rollout_id,
@@ -124,7 +139,7 @@ SELECT
     coalesce(calls_of.completion_tokens, 0) AS completion_tokens,
     coalesce(calls_of.agents, []) AS agents,
     coalesce(versions_of.versions, []) AS versions,
-    versions_of.versions[1] AS version,
+    answered.version,
     calls_of.variant,
     calls_of.prompt_version,
     calls_of.question,
@@ -145,6 +160,7 @@ LEFT JOIN declared USING (group_id)
 LEFT JOIN closing USING (group_id)
 LEFT JOIN calls_of USING (rollout_id)
 LEFT JOIN versions_of USING (rollout_id)
+LEFT JOIN answered USING (rollout_id)
 LEFT JOIN begun USING (rollout_id)
 LEFT JOIN final ON final.rollout_id = member.rollout_id
 LEFT JOIN combined ON combined.rollout_id = member.rollout_id

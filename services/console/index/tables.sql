@@ -228,7 +228,7 @@ CREATE TABLE rollouts (
     completion_tokens BIGINT NOT NULL,  -- Sum over its calls.
     agents VARCHAR[] NOT NULL,          -- Roles of its calls, sorted; the empty role is left out.
     versions VARCHAR[] NOT NULL,        -- Versions that answered, in order of first use.
-    version VARCHAR,                    -- The first of them.
+    version VARCHAR,                    -- The first of its final attempt, of the declared policy if that answered.
     variant VARCHAR,                    -- What answered its first call, as a route names it.
     prompt_version VARCHAR,             -- Prompt version of its first call.
     question VARCHAR,                   -- Last user message of its first call, shortened.

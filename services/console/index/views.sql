@@ -75,7 +75,7 @@ FROM (
     FROM (SELECT * FROM routes QUALIFY row_number() OVER (PARTITION BY alias ORDER BY "offset" DESC) = 1)
 );
 
--- One row per backend and policy: the last version that it reported as applied, with later failures.
+-- One row per backend and policy: the last version that it reported as applied, with later failures. What it put away does not count.
 CREATE VIEW serving AS
 SELECT
     backend,                            -- Name of the backend.
@@ -87,6 +87,7 @@ SELECT
     arg_max(error, "offset") FILTER (outcome = 'failed') AS last_error, -- Its last error.
     max(event_time) FILTER (outcome = 'failed') AS last_failed_at -- When that was.
 FROM applied
+WHERE outcome <> 'retired'
 GROUP BY backend, policy;
 
 -- One row per topic: how far the index is behind.
