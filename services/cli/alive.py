@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import msgspec
 
 from fulgurite.enums import UpdateKind
 from fulgurite.events import PolicyApplied, PolicyUpdate
+from fulgurite.learning.policy_epochs import PolicyEpochs
 from services.common.runtime.clock import now_ms
 from services.local_stack.exports import is_running
 
@@ -82,11 +84,12 @@ def progress(updates: Iterable[PolicyUpdate]) -> list[Progress]:
     """What each policy's learner last wrote. `updates`: the events of the topic, in log order."""
     claimed: dict[str, PolicyUpdate] = {}
     newest: dict[str, PolicyUpdate] = {}
+    epochs: defaultdict[str, PolicyEpochs] = defaultdict(PolicyEpochs)
     for event in updates:
-        if event.kind is UpdateKind.claim:
-            claimed[event.policy] = event
-        elif event.kind is UpdateKind.update:
+        if epochs[event.policy].apply(event):
             newest[event.policy] = event
+        elif event.kind is UpdateKind.claim:
+            claimed[event.policy] = event
     return [
         _progress(policy, claim, newest.get(policy)) for policy, claim in sorted(claimed.items())
     ]

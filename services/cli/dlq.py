@@ -9,7 +9,9 @@ import msgspec
 import typer
 from rich.table import Column, Table
 
+from fulgurite.avro.codec import Codec
 from fulgurite.events import DeadLetter
+from fulgurite.ledger.balance import dead_actions
 from services.cli.errors import report_errors
 from services.cli.output import print_json, print_table
 from services.common.kafka.codec import make_codec
@@ -55,20 +57,21 @@ def list_letters(
     Example: `fulgurite dlq list --stage aggregator --since 24h`
     """
     with report_errors("dlq list"):
-        after = parse_since(since) or 0
-        known = read_letters(answering(KafkaSettings()), make_codec())
+        after, codec = parse_since(since) or 0, make_codec()
+        known = read_letters(answering(KafkaSettings()), codec)
         letters = [
             one for one in known.values() if stage in (None, one.stage) and one.event_time >= after
         ]
+        found = [summary(codec, letter) for letter in letters]
     if as_json:
-        print_json([_summary(letter) for letter in letters])
+        print_json(found)
         return
     if not letters:
         make_console().print("no dead letters")
         return
     # `dlq show` needs the whole id.
     table = Table(Column("id", no_wrap=True), "time (UTC)", "stage", "record", "actions", "error")
-    for letter in letters:
+    for letter, about in zip(letters, found, strict=True):
         place = f"{letter.topic}[{letter.partition}]@{letter.offset}"
         error = plain(shortened(f"{letter.error_type}: {letter.error}", 100))
         table.add_row(
@@ -76,7 +79,7 @@ def list_letters(
             shown(letter.event_time),
             plain(letter.stage),
             plain(place),
-            str(len(letter.actions)),
+            str(len(about["actions"])),
             error,
         )
     print_table(table)
@@ -100,7 +103,7 @@ def show_letter(
         (found,) = _chosen(read_letters(answering(KafkaSettings()), codec), [letter])
         event = content(codec, found)
     whole = {
-        **_summary(found),
+        **summary(codec, found),
         "key": (found.key or b"").decode("utf-8", "replace"),
         "bytes": (found.value or b"")[:4096].hex(),
     }
@@ -183,7 +186,10 @@ def _chosen(letters: dict[str, DeadLetter], names: Iterable[str]) -> list[DeadLe
     return found
 
 
-def _summary(letter: DeadLetter) -> dict[str, Any]:
+def summary(codec: Codec, letter: DeadLetter) -> dict[str, Any]:
+    """A dead letter without its bytes. Its actions are those that the ledger calls dead-lettered:
+    named in the letter, or in its event.
+    """
     names = (
         "event_id",
         "event_time",
@@ -193,6 +199,6 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
         "topic",
         "partition",
         "offset",
-        "actions",
     )
-    return {name: getattr(letter, name) for name in names}
+    about = {name: getattr(letter, name) for name in names}
+    return {**about, "actions": sorted(dead_actions(letter, codec.decode))}

@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,6 +80,18 @@ def test_progress_is_the_last_word_of_each_learner() -> None:
     assert "no update yet" in fresh.said
     (never,) = learners(progress([]))
     assert "never started" in never.said
+
+
+def test_a_learner_that_was_superseded_says_nothing_of_progress() -> None:
+    claims = [
+        msgspec.structs.replace(update(0), event_id=f"claim {epoch}", epoch=epoch, learner_id=name)
+        for epoch, name in ((1, "first"), (2, "second"))
+    ]
+    newer = msgspec.structs.replace(
+        update(1), epoch=2, learner_id="second", version="policy@2.1", event_id="newer"
+    )
+    late = msgspec.structs.replace(update(2), learner_id="first")
+    assert [one.version for one in progress([*claims, newer, late])] == ["policy@2.1"]
 
 
 def test_a_pulse_is_worth_something_while_its_stack_runs(
