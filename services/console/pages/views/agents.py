@@ -18,7 +18,7 @@ from services.console.pages.blocks import (
     Series,
     Table,
 )
-from services.console.pages.formats import cell, fixed, number, seconds, share
+from services.console.pages.formats import NONE, cell, fixed, number, seconds, share
 from services.console.pages.reading import Asked, Row
 from services.console.pages.rollout_links import rollout_cell
 from services.console.pages.view import View
@@ -42,17 +42,19 @@ GROUP BY call.alias, call.agent ORDER BY calls DESC, call.alias, call.agent
 """
 
 _CREDIT = """
-SELECT action.agent, count(*) AS actions, avg(action.credit) AS credit, avg(action.reward) AS reward
-FROM actions AS action LEFT JOIN rollouts AS rollout USING (rollout_id)
-WHERE action.loss AND rollout.began_at >= $1 AND ($2 IS NULL OR rollout.run_id = $2)
-GROUP BY action.agent ORDER BY action.agent
+SELECT call.alias, call.agent, count(*) AS actions, sum(action.credit) AS credit
+FROM actions AS action JOIN calls AS call USING (call_id)
+LEFT JOIN rollouts AS rollout ON rollout.rollout_id = call.rollout_id
+WHERE action.loss AND call.started_at >= $1 AND ($2 IS NULL OR rollout.run_id = $2)
+GROUP BY call.alias, call.agent ORDER BY call.agent, call.alias
 """
 
 _OUTCOMES = """
-SELECT outcome.agent, count(*) AS actions, count(*) FILTER (outcome.term = 'trained') AS trained
+SELECT outcome.alias, outcome.agent, count(*) AS actions,
+    count(*) FILTER (outcome.term = 'trained') AS trained
 FROM action_outcomes AS outcome LEFT JOIN rollouts AS rollout USING (rollout_id)
 WHERE outcome.started_at >= $1 AND ($2 IS NULL OR rollout.run_id = $2)
-GROUP BY outcome.agent
+GROUP BY outcome.alias, outcome.agent
 """
 
 _FAILURES = """
@@ -111,9 +113,10 @@ def role_name(agent: str | None) -> str:
 
 def roles_table(roles: Sequence[Row], credit: Sequence[Row], outcomes: Sequence[Row]) -> Table:
     """One row per alias and role."""
-    earned = {row["agent"]: row for row in credit}
-    trained = {row["agent"]: row for row in outcomes}
-    none: Row = {}
+    earned = {(row["alias"], row["agent"]): row["credit"] / row["actions"] for row in credit}
+    trained = {
+        (row["alias"], row["agent"]): share(row["trained"], row["actions"]) for row in outcomes
+    }
     return Table(
         (
             Column("Role"),
@@ -125,8 +128,8 @@ def roles_table(roles: Sequence[Row], credit: Sequence[Row], outcomes: Sequence[
             Column("Prompt tokens", number=True),
             Column("Generated tokens", number=True),
             Column("Median call", number=True),
-            Column("Mean credit", number=True, note="Of the role's actions that carry loss"),
-            Column("Trained", number=True, note="Share of the role's actions"),
+            Column("Mean credit", number=True, note="Of its actions that carry loss"),
+            Column("Trained", number=True, note="Share of its actions"),
         ),
         tuple(
             (
@@ -139,13 +142,8 @@ def roles_table(roles: Sequence[Row], credit: Sequence[Row], outcomes: Sequence[
                 cell(row["prompt_tokens"]),
                 cell(row["completion_tokens"]),
                 cell(seconds(row["seconds"])),
-                cell(fixed(earned.get(row["agent"], none).get("credit"))),
-                cell(
-                    share(
-                        trained.get(row["agent"], none).get("trained"),
-                        trained.get(row["agent"], none).get("actions"),
-                    )
-                ),
+                cell(fixed(earned.get((row["alias"], row["agent"])))),
+                cell(trained.get((row["alias"], row["agent"]), NONE)),
             )
             for row in roles
         ),
@@ -159,6 +157,10 @@ def charts(roles: Sequence[Row], credit: Sequence[Row]) -> tuple[Chart, ...]:
     for row in roles:
         tokens[role_name(row["agent"])][0] += row["prompt_tokens"] or 0
         tokens[role_name(row["agent"])][1] += row["completion_tokens"] or 0
+    earned: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for row in credit:
+        earned[role_name(row["agent"])][0] += row["credit"]
+        earned[role_name(row["agent"])][1] += row["actions"]
     found = [
         Chart(
             "Tokens by role",
@@ -181,7 +183,7 @@ def charts(roles: Sequence[Row], credit: Sequence[Row]) -> tuple[Chart, ...]:
                 (
                     Series(
                         "mean credit",
-                        tuple((role_name(row["agent"]), row["credit"]) for row in credit),
+                        tuple((role, total / count) for role, (total, count) in earned.items()),
                         "bar",
                     ),
                 ),

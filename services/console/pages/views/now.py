@@ -31,6 +31,7 @@ from services.console.pages.formats import (
     time_of,
 )
 from services.console.pages.reading import Asked, Row
+from services.console.pages.variants import shown_variant
 from services.console.pages.view import View
 
 _SPAN_MIN = 60
@@ -63,11 +64,10 @@ FROM calls WHERE started_at >= $1 GROUP BY minute ORDER BY minute
 """
 
 _SERVING = """
-SELECT serving.*, newest.version AS newest, newest.published_at
+SELECT serving.*, coalesce(newest.version, serving.policy || '@0.0') AS newest
 FROM serving
 LEFT JOIN (
-    SELECT policy, arg_max(version, (epoch, step)) AS version, max(published_at) AS published_at
-    FROM versions GROUP BY policy
+    SELECT policy, arg_max(version, (epoch, step)) AS version FROM versions GROUP BY policy
 ) AS newest USING (policy)
 ORDER BY backend, policy
 """
@@ -299,12 +299,7 @@ def routes(rows: Sequence[Row], now: int) -> Table:
         tuple(
             (
                 cell(row["alias"]),
-                cell(
-                    f"upstream:{row['upstream']}"
-                    if row["upstream"]
-                    else row["version"] or f"{row['policy']} (newest)",
-                    _version(row["version"]),
-                ),
+                cell(shown_variant(row), _version(row["version"])),
                 cell(share(row["share"])),
                 cell(ago(row["since"], now)),
                 cell(row["author"]),

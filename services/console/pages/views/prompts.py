@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 
+from fulgurite.prompts.history import PromptHistory
 from fulgurite.untrusted_json import mappings, parsed
 from services.console.pages.blocks import (
     Axis,
@@ -22,6 +23,7 @@ from services.console.pages.blocks import (
 )
 from services.console.pages.formats import ago, cell, fixed, number
 from services.console.pages.reading import Asked, Row
+from services.console.pages.turns import prompt_update
 from services.console.pages.view import View
 from services.console.pages.window import choice_field
 
@@ -82,11 +84,23 @@ def nothing_set() -> Notice:
     )
 
 
-def in_force(events: Sequence[Row]) -> dict[tuple[str, str | None], str | None]:
-    """The version of each alias and role, by the last event."""
-    return {
-        (row["alias"], row["role"]): row["version"] for row in events if row["kind"] in IN_FORCE
-    }
+def history_of(events: Sequence[Row]) -> tuple[PromptHistory, set[str]]:
+    """The versions as gateways have them, and the ids of events that change nothing: a number that
+    is taken, a return to a version that was never written.
+    """
+    history, ignored = PromptHistory(), set[str]()
+    for row in events:
+        event = prompt_update(row)
+        history.apply(event)
+        if row["kind"] in IN_FORCE:
+            counting = history.last_change(event.alias, event.role)
+        elif row["kind"] == "candidate":
+            counting = history.find(event.alias, event.version)
+        else:
+            continue
+        if counting is None or counting.event_id != event.event_id:
+            ignored.add(event.event_id)
+    return history, ignored
 
 
 def lines_of(row: Row | None) -> list[str]:
@@ -124,10 +138,13 @@ def chosen_version(asked: Asked, events: Sequence[Row]) -> list[Block]:
     alias, version = asked.address.get("of"), asked.address.get("version")
     if alias is None or version is None:
         return []
+    _, ignored = history_of(events)
     known = {
         row["version"]: row
         for row in events
-        if row["alias"] == alias and row["kind"] in ("set", "candidate")
+        if row["alias"] == alias
+        and row["kind"] in ("set", "candidate")
+        and row["event_id"] not in ignored
     }
     row = known.get(version)
     if row is None:
@@ -187,14 +204,17 @@ def charts(events: Sequence[Row], scores: Scores) -> list[Chart]:
 
 def versions_table(asked: Asked, events: Sequence[Row], scores: Scores, tuned: Scores) -> Table:
     """One row per version, and per event about one, the newest first."""
-    newest = {
-        (row["alias"], row["role"]): row["event_id"] for row in events if row["kind"] in IN_FORCE
-    }
+    history, ignored = history_of(events)
     rows: list[tuple[Row, str]] = []
     for row in reversed(events):
-        is_current = newest.get((row["alias"], row["role"])) == row["event_id"]
+        last = history.last_change(row["alias"], row["role"])
+        is_current = last is not None and last.event_id == row["event_id"]
         what = IN_FORCE.get(row["kind"], row["kind"])
-        rows.append((row, f"{what}{', in force' if is_current and row['version'] else ''}"))
+        if row["event_id"] in ignored:
+            what = f"{what}, ignored"
+        elif is_current and row["version"]:
+            what = f"{what}, in force"
+        rows.append((row, what))
     return Table(
         (
             Column("Version"),

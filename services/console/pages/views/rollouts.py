@@ -36,14 +36,16 @@ _SORTS: Mapping[str, str] = {
 """What the table can be sorted by. These are constants: an address only chooses one."""
 
 _WHERE = """
-($1 IS NULL OR run_id = $1) AND ($2 IS NULL OR mode = $2) AND ($3 IS NULL OR version = $3)
+($1 IS NULL OR run_id = $1) AND ($2 IS NULL OR mode = $2)
+    AND ($3 IS NULL OR list_contains(versions, $3))
     AND ($4 IS NULL OR outcome = $4)
     AND ($5 IS NULL OR failure = $5 OR ($5 = 'any' AND failure IS NOT NULL)
         OR ($5 = 'none' AND failure IS NULL))
     AND ($6 IS NULL OR list_contains(agents, $6))
     AND ($7 IS NULL OR reward >= $7) AND ($8 IS NULL OR reward <= $8)
     AND ($9 IS NULL OR contains(lower(answer), $9) OR contains(lower(task), $9)
-        OR contains(lower(rollout_id), $9) OR contains(lower(message), $9))
+        OR contains(lower(question), $9) OR contains(lower(rollout_id), $9)
+        OR contains(lower(message), $9))
 """
 
 _CHOICES = """
@@ -134,7 +136,7 @@ def filters(address: Address, choices: Sequence[Row]) -> Filters:
 
     return Filters(
         (
-            Field("q", "Search task, answer, id", address.get("q") or "", kind="search"),
+            Field("q", "Search task, question, answer, id", address.get("q") or "", kind="search"),
             chosen("run", "Run"),
             chosen("version", "Version"),
             fixed_choice("mode", "Mode", "train", "val", "live"),

@@ -22,6 +22,7 @@ from services.console.pages.blocks import (
 )
 from services.console.pages.formats import ago, cell, clock, fixed, milliseconds, number, share
 from services.console.pages.reading import Asked, Row
+from services.console.pages.variants import shown_variant, variant_of
 from services.console.pages.view import View
 from services.console.pages.window import choice_field, since, window, window_field
 
@@ -89,14 +90,6 @@ def nothing_routed() -> Notice:
     )
 
 
-def variant_of(target: Mapping[str, Any]) -> str:
-    """The name of a target, as routes and calls name variants."""
-    name = f"upstream:{target['upstream']}" if target["upstream"] else target["version"]
-    parameters: dict[str, float] = target["parameters"] or {}
-    settings = "".join(f",{key}={value:g}" for key, value in sorted(parameters.items()))
-    return f"{name or target['policy']}{settings}"
-
-
 def current_table(current: Sequence[Row], now_ms: int) -> Table:
     """The routes in force."""
     return Table(
@@ -112,9 +105,7 @@ def current_table(current: Sequence[Row], now_ms: int) -> Table:
             (
                 cell(row["alias"]),
                 cell(
-                    variant_of(row)
-                    if row["version"] or row["upstream"]
-                    else f"{variant_of(row)} (newest)",
+                    shown_variant(row),
                     link("/versions", version=row["version"]) if row["version"] else None,
                 ),
                 cell(share(row["share"])),

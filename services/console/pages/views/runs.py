@@ -55,12 +55,18 @@ ORDER BY last_at DESC LIMIT {_MOST_RUNS}
 """
 
 _GROUPS = """
-SELECT run_id, mode, version, group_id, list(reward) AS rewards,
-    max(reward) - min(reward) AS spread
-FROM rollouts
+SELECT run_id, mode, version, group_id, list(reward) AS rewards FROM rollouts
 WHERE run_id IN (SELECT unnest($1)) AND reward IS NOT NULL AND version IS NOT NULL
 GROUP BY run_id, mode, version, group_id ORDER BY min(began_at), group_id
 """
+
+_SIGNAL = """
+SELECT first(version ORDER BY began_at, rollout_id) FILTER (version IS NOT NULL) AS version,
+    count(reward) AS scored, max(reward) - min(reward) AS spread
+FROM rollouts WHERE run_id = $1 AND mode = 'train'
+GROUP BY group_id HAVING bool_and(outcome <> 'open') ORDER BY min(began_at), group_id
+"""
+"""The groups of a run that have ended."""
 
 _NAMED = """
 SELECT version, name, avg(value) AS mean FROM (
@@ -116,6 +122,7 @@ def content(asked: Asked) -> Sequence[Block]:
     own = [row for row in groups if row["run_id"] == chosen]
     others = [comparison(groups, compared)] if len(compared) > 1 else []
     run = next(row for row in runs if row["run_id"] == chosen)
+    ended = asked.rows(_SIGNAL, chosen)
     return [
         Filters(
             (
@@ -123,14 +130,14 @@ def content(asked: Asked) -> Sequence[Block]:
                 Field("with", "Compare with", asked.address.get("with") or "", kind="search"),
             )
         ),
-        figures(run, own, asked.now_ms),
-        *verdict(own, asked.rows(_REASONS, chosen)),
+        figures(run, ended, asked.now_ms),
+        *verdict(ended, asked.rows(_REASONS, chosen)),
         *others,
         Columns(
             (
                 rewards(own),
                 named_rewards(asked.rows(_NAMED, chosen)),
-                without_signal(own),
+                without_signal(ended),
                 failures(asked.rows(_FAILURES, chosen)),
                 phases(asked.rows(_PHASES, chosen)),
             ),
@@ -224,8 +231,7 @@ def comparison(groups: Sequence[Row], runs: Sequence[str]) -> Chart:
 
 def figures(run: Row, groups: Sequence[Row], now: int) -> Figures:
     """The numbers of a run."""
-    trained = [row for row in groups if row["mode"] == "train"]
-    flat = sum(1 for row in trained if is_flat(row))
+    flat = sum(map(is_flat, groups))
     began, last = milliseconds(run["began_at"]), milliseconds(run["last_at"])
     lasted = None if began is None or last is None else (last - began) / 1000
     return Figures(
@@ -240,9 +246,9 @@ def figures(run: Row, groups: Sequence[Row], now: int) -> Figures:
             Figure("Mean reward, held out", fixed(run["mean_val_reward"]), "mode val"),
             Figure(
                 "Groups without signal",
-                share(flat, len(trained)),
-                f"{number(flat)} of {count(len(trained), 'group')}",
-                "warning" if trained and flat > len(trained) / 2 else "plain",
+                share(flat, len(groups)),
+                f"{number(flat)} of {count(len(groups), 'group')} that ended",
+                "warning" if groups and flat > len(groups) / 2 else "plain",
             ),
             Figure(
                 "Failed rollouts",
@@ -262,8 +268,8 @@ def figures(run: Row, groups: Sequence[Row], now: int) -> Figures:
 
 
 def is_flat(group: Row) -> bool:
-    """Whether all rewards of a group are equal."""
-    return len(group["rewards"]) > 1 and group["spread"] <= SMALLEST_SPREAD
+    """Whether a group has no two rewards that differ."""
+    return group["scored"] < 2 or group["spread"] <= SMALLEST_SPREAD
 
 
 def verdict(groups: Sequence[Row], missing: Sequence[Row]) -> list[Notice]:
@@ -278,7 +284,7 @@ def verdict(groups: Sequence[Row], missing: Sequence[Row]) -> list[Notice]:
                 ("fulgurite diagnose",),
             )
         )
-    newest = [row for row in groups if row["mode"] == "train"][-32:]
+    newest = [row for row in groups if row["scored"] > 1][-32:]
     if len(newest) >= 8 and all(is_flat(row) for row in newest):
         found.append(
             Notice(
@@ -351,7 +357,7 @@ def without_signal(groups: Sequence[Row]) -> Chart:
     versions: dict[Version, str] = {}
     for row in groups:
         version = version_of(row["version"])
-        if version is None or row["mode"] != "train":
+        if version is None:
             continue
         versions[version] = label(version)
         all_groups[label(version)] += 1
@@ -362,7 +368,7 @@ def without_signal(groups: Sequence[Row]) -> Chart:
         Axis("share of groups (%)", low=0, high=100),
         (
             Series(
-                "all rewards equal",
+                "no rewards that differ",
                 tuple(
                     (text, 100 * flat[text] / all_groups[text])
                     for _, text in sorted(versions.items())

@@ -54,8 +54,9 @@ WHERE version = $1 ORDER BY event_time
 """
 
 _TERMS = """
-SELECT term, reason, sum(actions)::BIGINT AS actions FROM ledger
-WHERE version = $1 AND source = 'learner' GROUP BY term, reason ORDER BY actions DESC
+SELECT term, CASE source WHEN 'offline' THEN source ELSE reason END AS why,
+    sum(actions)::BIGINT AS actions
+FROM ledger WHERE version = $1 GROUP BY term, why ORDER BY actions DESC, term, why
 """
 
 CHARTS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
@@ -321,7 +322,7 @@ def terms(rows: Sequence[Row], version: str) -> Table:
     """What the learner wrote into the ledger with this version."""
     return Table(
         (Column("Term"), Column("Reason"), Column("Actions", number=True)),
-        tuple((cell(row["term"]), cell(row["reason"]), cell(row["actions"])) for row in rows),
+        tuple((cell(row["term"]), cell(row["why"]), cell(row["actions"])) for row in rows),
         f"Actions settled with {version}",
         "The ledger has no entry for this version.",
     )

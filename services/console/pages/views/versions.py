@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -43,7 +43,8 @@ _SCORES = """
 SELECT version, mode, count(reward) AS scored, avg(reward) AS mean,
     stddev_samp(reward) / sqrt(count(reward)) AS error
 FROM rollouts
-WHERE version IS NOT NULL AND reward IS NOT NULL AND mode IN ('val', 'train')
+WHERE version IS NOT NULL AND reward IS NOT NULL
+    AND (mode = 'train' OR (mode = 'val' AND versions = [version]))
     AND ($1 IS NULL OR policy = $1)
 GROUP BY version, mode
 """
@@ -62,8 +63,8 @@ _ONE = "SELECT * FROM versions WHERE version = $1"
 _CHILDREN = "SELECT version FROM versions WHERE parent_version = $1 ORDER BY epoch, step LIMIT 20"
 
 _BEHIND = """
-SELECT count(*) AS actions, count(DISTINCT group_id) AS groups FROM outcomes
-WHERE version = $1 AND term = 'trained'
+SELECT coalesce(sum(actions), 0)::BIGINT AS actions, count(DISTINCT group_id) AS groups
+FROM ledger WHERE version = $1 AND term = 'trained'
 """
 
 Scores = Mapping[tuple[str, str], Row]
@@ -100,7 +101,7 @@ def nothing_published() -> Notice:
     )
 
 
-def weights_state(uri: str | None, is_folder: Callable[[Path], bool] = Path.is_dir) -> str:
+def weights_state(uri: str | None) -> str:
     """Whether a version's weights are `there` or `pruned`; `elsewhere` if this machine cannot see
     where they were written.
     """
@@ -108,10 +109,10 @@ def weights_state(uri: str | None, is_folder: Callable[[Path], bool] = Path.is_d
     if uri is None or location.scheme not in ("", "file"):
         return "elsewhere"
     path = Path(unquote(location.path))
-    # artifacts/<policy>/<version>/<file>: where the policy's folder is, the version's should be.
-    if not is_folder(path.parent.parent):
-        return "elsewhere"
-    return "there" if is_folder(path.parent) else "pruned"
+    if path.is_file():
+        return "there"
+    # artifacts/<policy>/<version>/<file>: where the policy's folder is, the file should be.
+    return "pruned" if path.parent.parent.is_dir() else "elsewhere"
 
 
 def where_used(serving: Sequence[Row], routed: Sequence[Row]) -> dict[str, list[str]]:
@@ -182,7 +183,11 @@ def versions_table(
             Column("Published"),
             Column("From", note="The version that it was trained from"),
             Column("Trained actions", number=True),
-            Column("Held-out reward", number=True, note="Mean, with the number of rollouts"),
+            Column(
+                "Held-out reward",
+                number=True,
+                note="Mean, with the number of rollouts that it alone answered",
+            ),
             Column("Training reward", number=True, note="Of the rollouts that it answered"),
             Column("Served", note="Backends that serve it, and its share of routes"),
             Column("Weights"),

@@ -149,10 +149,15 @@ def test_without_a_version_it_says_what_the_learner_waits_for(index: MemoryIndex
 def test_versions_come_with_scores_use_and_weights(index: MemoryIndex, tmp_path: Path) -> None:
     there = tmp_path / "policy" / "1.2" / "model.safetensors"
     there.parent.mkdir(parents=True)
+    there.touch()
+    # Without its file a version is pruned, also where its folder has stayed.
+    (tmp_path / "policy" / "1.1").mkdir()
     add_version(index, 1, f"file://{tmp_path}/policy/1.1/model.safetensors")
     add_version(index, 2, there.as_uri())
     for number, (version, reward) in enumerate((("policy@1.1", 1.0), ("policy@1.2", 0.5))):
-        add_rollout(index, f"v{number}", mode="val", version=version, reward=reward)
+        add_rollout(
+            index, f"v{number}", mode="val", version=version, versions=[version], reward=reward
+        )
     index.add(
         "applied",
         policy="policy",
