@@ -31,8 +31,12 @@ class Answer(msgspec.Struct, frozen=True):
     """Whether there are more rows than the limit."""
 
 
-def run_query(connection: Any, query: Query, timeout_s: float) -> Answer:
-    """Run one query on a connection of its own. Raises BadQuery."""
+def run_query(
+    connection: Any, query: Query, timeout_s: float, most_bytes: int | None = None
+) -> Answer:
+    """Run one query on a connection of its own. `most_bytes`: size of the answer's values. Raises
+    BadQuery.
+    """
     db = duckdb()
     try:
         statements = connection.extract_statements(query.sql)
@@ -51,7 +55,7 @@ def run_query(connection: Any, query: Query, timeout_s: float) -> Answer:
             found = connection.execute(statements[0], query.parameters or None)
             columns = [column[0] for column in found.description]
             types = [str(column[1]) for column in found.description]
-            rows = found.fetchmany(query.limit + 1)
+            rows = _rows_within(found, query.limit + 1, most_bytes)
         finally:
             connection.execute("ROLLBACK")
     except db.InterruptException as error:
@@ -61,3 +65,34 @@ def run_query(connection: Any, query: Query, timeout_s: float) -> Answer:
     finally:
         timer.cancel()
     return Answer(columns, types, rows[: query.limit], len(rows) > query.limit)
+
+
+_FETCHED = 256
+"""Rows that are fetched before their size is looked at."""
+_FIXED_BYTES = 8
+"""Of a number, a time, or a value that is null."""
+
+
+def _rows_within(found: Any, most: int, most_bytes: int | None) -> list[tuple[Any, ...]]:
+    """Fetch at most so many rows. Raises BadQuery if they are larger than `most_bytes`."""
+    if most_bytes is None:
+        return found.fetchmany(most)
+    rows: list[tuple[Any, ...]] = []
+    size = 0
+    while some := found.fetchmany(min(_FETCHED, most - len(rows))):
+        rows += some
+        size += sum(map(_size, some))
+        if size > most_bytes:
+            raise BadQuery(
+                f"the answer has more than {most_bytes // 1024**2:,} MiB in its first "
+                f"{len(rows):,} rows: select fewer columns, or fewer rows (LIMIT)"
+            )
+    return rows
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, dict):
+        value = (*value.keys(), *value.values())
+    return sum(map(_size, value)) if isinstance(value, (tuple, list)) else _FIXED_BYTES

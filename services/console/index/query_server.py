@@ -18,15 +18,18 @@ from services.console.index.errors import BadQuery, IndexFailed
 from services.console.index.reader import IndexReader
 from services.console.index.remote import LONGEST_QUERY, Reply, socket_path
 
+MOST_BYTES = 64 * 1024**2
+"""Of an answer. The console holds it twice while it is sent: as values, and packed."""
+
 
 class QueryServer:
     """Answers queries until closed."""
 
-    def __init__(self, index: Path, timeout_s: float) -> None:
+    def __init__(self, index: Path, timeout_s: float, most_bytes: int = MOST_BYTES) -> None:
         """Begin to answer. The caller has the index open, so that a socket left there is stale."""
         self._path = socket_path(index)
         self._path.unlink(missing_ok=True)
-        reader = IndexReader(index, timeout_s=timeout_s)
+        reader = IndexReader(index, timeout_s=timeout_s, most_bytes=most_bytes)
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:

@@ -25,9 +25,13 @@ LIMIT = 100_000
 class IndexReader:
     """Reads the index at a path. Thread-safe: every query has a connection of its own."""
 
-    def __init__(self, path: Path, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, path: Path, *, timeout_s: float = TIMEOUT_S, most_bytes: int | None = None
+    ) -> None:
+        """`most_bytes`: size of an answer's values, where this process reads the file."""
         self.path = path
         self._timeout_s = timeout_s
+        self._most_bytes = most_bytes
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return the rows of a query as dictionaries. Raises BadQuery, NoIndex."""
@@ -52,7 +56,7 @@ class IndexReader:
                 ) from error
             return ask_writer(self.path, query, self._timeout_s)
         try:
-            return run_query(connection, query, self._timeout_s)
+            return run_query(connection, query, self._timeout_s, self._most_bytes)
         finally:
             connection.close()
 

@@ -188,3 +188,26 @@ def test_a_long_path_has_its_socket_elsewhere(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 120) / "index.duckdb"
     assert len(str(socket_path(deep))) < 104
     assert socket_path(deep) != socket_path(deep.with_name("other.duckdb"))
+
+
+@pytest.mark.parametrize("rows", ["1", "range(10_000)"])
+def test_an_answer_that_is_too_large_is_not_sent(rows: str, writer: IndexWriter) -> None:
+    reader = IndexReader(writer.path, most_bytes=1024**2)
+    values = "1" if rows == "1" else f"unnest({rows})"
+    small = reader.ask(f"SELECT {values} AS n")
+    assert len(small.rows) == (1 if rows == "1" else 10_000)
+    size = 2 * 1024**2 if rows == "1" else 1024
+    with pytest.raises(BadQuery, match=r"more than 1 MiB in its first [\d,]+ rows: .*\(LIMIT\)"):
+        reader.ask(f"SELECT {values}, [MAP {{'a': repeat('x', {size})}}]")
+    within = reader.ask(f"SELECT {values}, repeat('x', 100)", limit=3)
+    assert len(within.rows) == min(3, len(small.rows))
+    assert within.is_cut == (rows != "1")
+
+
+def test_another_process_gets_no_more_than_the_console_can_hold(path: Path) -> None:
+    process = other_process(path, "answers")
+    try:
+        with pytest.raises(BadQuery, match="more than 64 MiB"):
+            IndexReader(path).rows("SELECT repeat('x', 1000) FROM range(90_000)")
+    finally:
+        process.communicate()
