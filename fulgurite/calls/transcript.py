@@ -87,18 +87,21 @@ def shown(message: Json | None) -> str:
     if message is None:
         return "[cannot be read]"
     content = message.get("content")
-    text = (
-        content
-        if isinstance(content, str)
-        else json.dumps(content, ensure_ascii=False)
-        if content
-        else ""
-    )
+    parts = content if isinstance(content, list) else [content] if content else []
+    texts = [_text_of_part(part) for part in parts]
     calls = [
         f"{function.get('name')}({function.get('arguments')})"
         for function in called_functions(message)
     ]
-    return described(" ".join([*([text] if text else []), *calls]))
+    return described(" ".join(part for part in (*texts, *calls) if part))
+
+
+def _text_of_part(part: object) -> str:
+    """A part of a message's content: its text, or what it is made of."""
+    if isinstance(part, str):
+        return part
+    text = mapping(part).get("text")
+    return text if isinstance(text, str) else json.dumps(part, ensure_ascii=False)
 
 
 def _of_blocks(message: Json) -> list[Json]:

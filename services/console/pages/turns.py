@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from fulgurite.calls.transcript import answer_of, body_of, messages_in, text_of
+from fulgurite.calls.transcript import answer_of, body_of, messages_in, shown, text_of
 from fulgurite.enums import PromptKind
 from fulgurite.errors import BrokenDelta, CodecError
 from fulgurite.events import Demonstration, LlmCall, PromptUpdate
@@ -90,15 +90,6 @@ def turn_of(row: Row, call: LlmCall, known: int, prompt: PromptUpdate | None) ->
         served,
         sent,
     )
-
-
-def shown(message: Json) -> str:
-    """A message as text, its tool calls included."""
-    calls = [
-        f"→ {function.get('name', '?')}({function.get('arguments', '')})"
-        for function in called_functions(message)
-    ]
-    return "\n".join(part for part in (text_of(message), *calls) if part)
 
 
 def offered_tools(body: Json) -> list[str]:
