@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from urllib.parse import parse_qs
 
 from starlette.requests import Request
@@ -10,6 +11,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from services.console.pages.access.guard import SIGN_IN, session_of
 from services.console.pages.access.sessions import COOKIE, Session, Sessions, same_token
+from services.console.pages.access.wrong_keys import MOST, WrongKeys
+from services.console.pages.formats import count
 
 _MOST_BYTES = 8192
 """Of a form: a key, a token and an address."""
@@ -28,8 +31,9 @@ _PAGE = """<!doctype html>
 class SignIn:
     """Begins and ends sessions."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, wrong_keys: WrongKeys | None = None) -> None:
         self._sessions = sessions
+        self._wrong_keys = wrong_keys or WrongKeys()
 
     async def form(self, request: Request) -> Response:
         """Ask for a key."""
@@ -39,15 +43,25 @@ class SignIn:
         return reply
 
     async def enter(self, request: Request) -> Response:
-        """Begin a session with what the key allows. The session has a new id."""
+        """Begin a session with what the key allows. The session has a new id. An address that has
+        entered too many wrong keys must wait, whatever its next one is.
+        """
         fields = await _fields(request)
         session = session_of(request.scope)
         next_page = local_address(fields.get("next"))
         if session is None or not same_token(session, fields.get("token", "")):
             return RedirectResponse(SIGN_IN, 303)
+        address = request.client.host if request.client is not None else ""
+        wait_s = self._wrong_keys.wait_s(address)
+        if wait_s:
+            reply = self._page(session, next_page, too_many(wait_s), 429)
+            reply.headers["retry-after"] = str(math.ceil(wait_s))
+            return reply
         role = self._sessions.role_of(fields.get("key", ""))
         if role == "none":
+            self._wrong_keys.add(address)
             return self._page(session, next_page, "This key is not known.", 403)
+        self._wrong_keys.forget(address)
         self._sessions.end(session)
         reply = RedirectResponse(next_page, 303)
         _set_cookie(reply, self._sessions.begin(role), request)
@@ -76,6 +90,14 @@ class SignIn:
             ),
             status,
         )
+
+
+def too_many(wait_s: float) -> str:
+    """Says how long to wait."""
+    return (
+        f"{MOST} wrong keys came from your address. Try again in "
+        f"{count(math.ceil(wait_s / 60), 'minute')}."
+    )
 
 
 def local_address(address: str | None) -> str:

@@ -16,6 +16,7 @@ from services.console.pages.access.guard import SIGN_IN, Guard
 from services.console.pages.access.headers import SecurityHeaders
 from services.console.pages.access.sessions import COOKIE, Sessions
 from services.console.pages.access.sign_in import SignIn, local_address
+from services.console.pages.access.wrong_keys import MOST, WINDOW_S, WrongKeys, client_of
 from services.console.pages.settings import PageSettings
 
 READ, ADMIN = "read-key-of-the-team", "admin-key-of-one"
@@ -29,8 +30,8 @@ def settings(read: str | None = READ) -> PageSettings:
     )
 
 
-def client(sessions: Sessions) -> TestClient:
-    sign_in = SignIn(sessions)
+def client(sessions: Sessions, wrong_keys: WrongKeys | None = None) -> TestClient:
+    sign_in = SignIn(sessions, wrong_keys)
 
     async def page(_request: object) -> Response:
         return HTMLResponse("<script>1</script><p>&lt;script></p>")
@@ -79,6 +80,37 @@ def test_with_a_read_key_a_page_asks_for_it_and_comes_back() -> None:
     entered = enter(browser, READ, "/?run=a")
     assert entered.headers["location"] == "/?run=a"
     assert browser.get("/").status_code == 200
+
+
+def test_an_address_that_enters_many_wrong_keys_must_wait() -> None:
+    now = [100.0]
+    wrong_keys, sessions = WrongKeys(lambda: now[0]), Sessions(settings())
+    browser = client(sessions, wrong_keys)
+    for _ in range(MOST):
+        assert enter(browser, "wrong").status_code == 403
+    refused = enter(browser, ADMIN)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, str(int(WINDOW_S)))
+    assert f"{MOST} wrong keys came from your address. Try again in 10 minutes." in refused.text  # pyright: ignore[reportAttributeAccessIssue]
+    assert not sessions.may_act(browser.cookies[COOKIE])
+    assert wrong_keys.wait_s("192.0.2.7") == 0, "others may enter theirs"
+    now[0] += WINDOW_S
+    assert enter(browser, ADMIN).status_code == 303
+    assert enter(browser, "wrong").status_code == 403, "a right key begins anew"
+
+
+def test_wrong_keys_are_counted_for_a_client_and_few_are_remembered() -> None:
+    assert client_of("2001:db8:0:1::1") == client_of("2001:db8:0:1:ffff::2")
+    assert client_of("2001:db8:0:1::1") != client_of("2001:db8:0:2::1")
+    assert client_of("192.0.2.1") != client_of("192.0.2.2")
+    assert client_of("testclient") == "testclient"
+    wrong_keys = WrongKeys(lambda: 0.0)
+    for _ in range(MOST):
+        wrong_keys.add("192.0.2.1")
+    for number in range(9_999):
+        wrong_keys.add(f"client {number}")
+    assert wrong_keys.wait_s("192.0.2.1") == WINDOW_S
+    wrong_keys.add("one more")
+    assert wrong_keys.wait_s("192.0.2.1") == 0
 
 
 def test_the_read_key_does_not_allow_actions_and_the_admin_key_does() -> None:
