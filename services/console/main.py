@@ -10,6 +10,8 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 from services.common.kafka.codec import make_codec
 from services.common.kafka.errors import LogUnavailable
@@ -29,7 +31,7 @@ from services.console.pages.settings import PageSettings
 
 async def run(settings: IndexSettings, pages: PageSettings, kafka: KafkaSettings) -> None:
     """Run until cancelled. Raises IndexFailed, LogUnavailable, TopicLayoutError or
-    ConsoleAddressTaken at the start, and later what ended the reading of the log.
+    ConsoleAddressTaken at the start, and later what ended the reading of the log, or ConsoleEnded.
     """
     listening = listen(pages)
     await asyncio.to_thread(check_topics, kafka)
@@ -38,19 +40,33 @@ async def run(settings: IndexSettings, pages: PageSettings, kafka: KafkaSettings
     app = create_app(LiveIndex(index.reader), pages, codec, actions=operator_actions(kafka))
     stop = asyncio.Event()
     index.start()
-    serving = asyncio.create_task(serve(app, listening, stop))
-    reading = asyncio.create_task(asyncio.to_thread(index.wait))
     logs.get(__name__).info("ready", index=str(settings.index), port=listening.getsockname()[1])
     try:
-        await asyncio.wait((serving, reading), return_when=asyncio.FIRST_COMPLETED)
+        await until_one_ends(serve(app, listening, stop), asyncio.to_thread(index.wait), stop)
     finally:
-        stop.set()
-        try:
-            await serving
-        finally:
-            await asyncio.to_thread(index.close)
+        await asyncio.to_thread(index.close)
     if index.failure is not None:
         raise index.failure
+    raise ConsoleEnded("it stopped serving or reading the log, and nobody asked it to")
+
+
+async def until_one_ends(
+    serving: Coroutine[Any, Any, None], reading: Coroutine[Any, Any, None], stop: asyncio.Event
+) -> None:
+    """Serve and read the log until one of both ends, then stop serving. Raises what ended the
+    serving.
+    """
+    served = asyncio.create_task(serving)
+    read = asyncio.create_task(reading)
+    try:
+        await asyncio.wait((served, read), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.set()
+        await served
+
+
+class ConsoleEnded(Exception):
+    """The console ended although it should run."""
 
 
 async def main() -> int:
@@ -67,7 +83,13 @@ async def main() -> int:
     try:
         with contextlib.suppress(asyncio.CancelledError):
             await task
-    except (IndexFailed, LogUnavailable, TopicLayoutError, ConsoleAddressTaken) as error:
+    except (
+        IndexFailed,
+        LogUnavailable,
+        TopicLayoutError,
+        ConsoleAddressTaken,
+        ConsoleEnded,
+    ) as error:
         logs.get(__name__).error("the console cannot run", error=str(error))
         return 1
     return 0
