@@ -15,6 +15,9 @@ Row = Mapping[str, Any]
 """A row by the names of its columns."""
 
 
+_REVISION = "SELECT sum(next_offset + end_offset)::BIGINT AS n FROM positions"
+
+
 class Index(Protocol):
     """The index, as the pages use it. Every method may be called from any thread."""
 
@@ -23,7 +26,7 @@ class Index(Protocol):
         ...
 
     def revision(self) -> int:
-        """A number that grows when something was added. Asking is cheap."""
+        """A number that changes when something was added. Asking is cheap."""
         ...
 
 
@@ -38,8 +41,9 @@ class LiveIndex:
         return self._reader.rows(sql, parameters)
 
     def revision(self) -> int:
-        """How many records of the log were read, or are gone."""
-        return self._reader.rows("SELECT sum(next_offset)::BIGINT AS n FROM positions")[0]["n"] or 0
+        """How many records of the log were read or are gone, and how many are known to be there."""
+        (row,) = self._reader.rows(_REVISION)
+        return row["n"] or 0
 
 
 @dataclass(frozen=True)

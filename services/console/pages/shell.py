@@ -29,6 +29,7 @@ from services.console.pages.changes import Changes
 from services.console.pages.drawing.canvas import Canvas
 from services.console.pages.drawing.components import tag
 from services.console.pages.reading import Asked, Index
+from services.console.pages.shared_answers import SharedAnswers
 from services.console.pages.tokenizer import Tokenizer
 from services.console.pages.view import View
 
@@ -58,13 +59,13 @@ class Shell:
         head: str,
     ) -> None:
         self._views = views
-        self._index = index
+        self._index = SharedAnswers(index)
         self._sessions = sessions
         self._actions = actions
         self._codec = codec
         self._tokenizer = tokenizer
         self._head = head
-        self._changes = Changes(index)
+        self._changes = Changes(self._index)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def install(self) -> None:
@@ -98,8 +99,13 @@ class Shell:
 
     async def _content(self, view: View, address: Address) -> Sequence[Block]:
         asked = Asked(self._index, address, now_ms(), self._codec, self._tokenizer)
+
+        def answer() -> Sequence[Block]:
+            self._index.revision()
+            return view.content(asked)
+
         try:
-            return await asyncio.to_thread(view.content, asked)
+            return await asyncio.to_thread(answer)
         # The edge of a request: its failure is shown to who asked for it.
         except Exception as error:
             logger.exception("a view failed", view=view.path)

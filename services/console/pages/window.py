@@ -9,6 +9,7 @@ from services.console.pages.formats import time_of
 from services.console.pages.reading import Asked
 
 _HOURS = {"1h": 1, "24h": 24, "7d": 7 * 24}
+_MINUTE_MS = 60_000
 _EVER = "all"
 _TEXTS = {"1h": "last hour", "24h": "last 24 hours", "7d": "last 7 days", _EVER: "all"}
 
@@ -21,7 +22,12 @@ def window(asked: Asked, default: str = "7d") -> str:
 def since(asked: Asked, default: str = "7d") -> datetime:
     """When the window begins; for `all` the beginning of time."""
     hours = _HOURS.get(window(asked, default))
-    return time_of(0) if hours is None else time_of(asked.now_ms) - timedelta(hours=hours)
+    return time_of(0) if hours is None else minutes_ago(asked, 60 * hours)
+
+
+def minutes_ago(asked: Asked, minutes: int) -> datetime:
+    """A time before now, at a full minute: pages that are drawn within it ask the same."""
+    return time_of(asked.now_ms - asked.now_ms % _MINUTE_MS) - timedelta(minutes=minutes)
 
 
 def window_field(asked: Asked, default: str = "7d") -> Field:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 from services.console.pages.address import link
 from services.console.pages.blocks import (
@@ -28,11 +27,11 @@ from services.console.pages.formats import (
     number,
     seconds,
     share,
-    time_of,
 )
 from services.console.pages.reading import Asked, Row
 from services.console.pages.variants import shown_variant
 from services.console.pages.view import View
+from services.console.pages.window import minutes_ago
 
 _SPAN_MIN = 60
 """Minutes that the page looks back."""
@@ -83,7 +82,7 @@ FROM updates WHERE counts GROUP BY policy ORDER BY policy
 
 def content(asked: Asked) -> Sequence[Block]:
     """The page."""
-    since = time_of(asked.now_ms) - timedelta(minutes=_SPAN_MIN)
+    since = minutes_ago(asked, _SPAN_MIN)
     totals = asked.row(_TOTALS, since)
     if not totals.get("topics_with_records"):
         return [nothing_recorded()]

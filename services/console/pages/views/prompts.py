@@ -209,7 +209,7 @@ def versions_table(asked: Asked, events: Sequence[Row], scores: Scores, tuned: S
     for row in reversed(events):
         last = history.last_change(row["alias"], row["role"])
         is_current = last is not None and last.event_id == row["event_id"]
-        what = IN_FORCE.get(row["kind"], row["kind"])
+        what = IN_FORCE.get(row["kind"], str(row["kind"]))
         if row["event_id"] in ignored:
             what = f"{what}, ignored"
         elif is_current and row["version"]:
