@@ -15,6 +15,7 @@ from fulgurite.episodes.stitching import stitch
 from fulgurite.events import (
     AgentReward,
     AgentStatus,
+    DeadLetter,
     Episode,
     Event,
     LedgerEntry,
@@ -59,6 +60,7 @@ TOPICS: tuple[tuple[tuple[type[Event], ...], str], ...] = (
     ((PolicyUpdate,), "policy.updates"),
     ((PolicyApplied,), "policy.applied"),
     ((LedgerEntry,), "training.ledger"),
+    ((DeadLetter,), "dead.letters"),
 )
 
 
