@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.deploy.rendering import Manifest, is_selected, of_kind, render, workloads
+from services.console.pages.settings import PageSettings
+from tests.deploy.rendering import (
+    Manifest,
+    environment,
+    is_selected,
+    of_kind,
+    render,
+    workloads,
+)
 
 PART = {"app.kubernetes.io/part-of": "fulgurite"}
 STRANGER = {"app.kubernetes.io/name": "gateway"}
@@ -53,6 +61,20 @@ def test_all_reach_the_gateway_and_metrics(overlay: str) -> None:
     for workload in workloads(overlay).values():
         if "metrics" in workload.ports:
             assert may_call(overlay, STRANGER, workload.name, "metrics")
+
+
+def test_all_reach_the_console_which_asks_for_its_key(overlay: str) -> None:
+    console = workloads(overlay)["console"]
+    assert may_call(overlay, STRANGER, "console", "http")
+    given = environment(overlay, console, "console")
+    assert PageSettings.model_validate(
+        {
+            "console_host": given["FULGURITE_CONSOLE_HOST"],
+            "console_read_key": given["FULGURITE_CONSOLE_READ_KEY"],
+        }
+    )
+    assert console.ports["http"] == int(given["FULGURITE_CONSOLE_PORT"])
+    assert (console.kind, console.spec["replicas"]) == ("StatefulSet", 1)
 
 
 def test_no_port_leads_around_the_policies(overlay: str) -> None:
