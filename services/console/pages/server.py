@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from fulgurite.avro.codec import Codec
 from services.console.pages.access.guard import ASSETS, HEALTH, SIGN_IN, Guard
@@ -67,7 +67,7 @@ def create_app(
             Route(f"{SIGN_IN}/end", sign_in.leave, methods=["POST"]),
         ],
     )
-    app.mount(ASSETS.rstrip("/"), StaticFiles(directory=_FILES))
+    app.mount(ASSETS.rstrip("/"), Assets(directory=_FILES))
     tokenizer = open_tokenizer(settings.console_tokenizer)
     Shell(views, index, sessions, actions or {}, codec, tokenizer, _head()).install()
     cast(Any, ui).run_with(
@@ -122,6 +122,19 @@ def listen(settings: PageSettings) -> socket.socket:
         ) from error
 
 
+class Assets(StaticFiles):
+    """The console's own files. With their digest in the address, as pages name them, browsers need
+    not ask for them again.
+    """
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """The reply to a request for a file."""
+        reply = await super().get_response(path, scope)
+        if scope["query_string"]:
+            reply.headers["cache-control"] = "public, max-age=31536000, immutable"
+        return reply
+
+
 class ConsoleAddressTaken(Exception):
     """The console's address cannot be listened on."""
 
@@ -135,9 +148,7 @@ class _Server(uvicorn.Server):
 
 
 def _head() -> str:
-    """What stands in the head of every page. Addresses change with the content, so that browsers
-    need not ask again.
-    """
+    """What stands in the head of every page. Addresses change with the content."""
 
     def address(name: str) -> str:
         digest = hashlib.sha256((_FILES / name).read_bytes()).hexdigest()[:12]
