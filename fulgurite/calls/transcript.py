@@ -87,7 +87,7 @@ def shown(message: Json | None) -> str:
     if message is None:
         return "[cannot be read]"
     content = message.get("content")
-    parts = content if isinstance(content, list) else [content] if content else []
+    parts: list[Any] = content if isinstance(content, list) else [content] if content else []
     texts = [_text_of_part(part) for part in parts]
     calls = [
         f"{function.get('name')}({function.get('arguments')})"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import msgspec
 
@@ -94,5 +95,8 @@ def _size(value: Any) -> int:
     if isinstance(value, (str, bytes)):
         return len(value)
     if isinstance(value, dict):
-        value = (*value.keys(), *value.values())
-    return sum(map(_size, value)) if isinstance(value, (tuple, list)) else _FIXED_BYTES
+        pairs = cast("dict[Any, Any]", value)
+        return sum(map(_size, pairs)) + sum(map(_size, pairs.values()))
+    if isinstance(value, (tuple, list)):
+        return sum(map(_size, cast("Sequence[Any]", value)))
+    return _FIXED_BYTES

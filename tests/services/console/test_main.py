@@ -38,6 +38,10 @@ class QuietIndex:
         self._closed.set()
 
 
+def nothing(*_given: Any, **_more: Any) -> None:
+    """Stands for what needs a broker or NiceGUI."""
+
+
 async def test_serving_that_ends_by_itself_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -46,8 +50,8 @@ async def test_serving_that_ends_by_itself_is_an_error(
         listening.close()
 
     monkeypatch.setattr(main, "IndexService", QuietIndex)
-    monkeypatch.setattr(main, "check_topics", lambda _kafka: None)  # pyright: ignore[reportUnknownLambdaType]
-    monkeypatch.setattr(main, "create_app", lambda *_given, **_more: None)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(main, "check_topics", nothing)
+    monkeypatch.setattr(main, "create_app", nothing)
     monkeypatch.setattr(main, "serve", serve)
     settings = IndexSettings(index=tmp_path / "index.duckdb")
     with pytest.raises(ConsoleEnded, match="stopped serving"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from fastapi import FastAPI, WebSocket
@@ -60,10 +61,10 @@ def token_of(text: str) -> str:
     return match[1]
 
 
-def enter(browser: TestClient, key: str, next_page: str = "/") -> Response:
+def enter(browser: TestClient, key: str, next_page: str = "/") -> Any:
     form = browser.get(SIGN_IN, params={"next": next_page})
     fields = {"key": key, "token": token_of(form.text), "next": next_page}
-    return browser.post(SIGN_IN, data=fields, headers=ORIGIN)  # pyright: ignore[reportReturnType]
+    return browser.post(SIGN_IN, data=fields, headers=ORIGIN)
 
 
 def test_without_a_read_key_everybody_reads_and_nobody_acts() -> None:
@@ -90,7 +91,7 @@ def test_an_address_that_enters_many_wrong_keys_must_wait() -> None:
         assert enter(browser, "wrong").status_code == 403
     refused = enter(browser, ADMIN)
     assert (refused.status_code, refused.headers["retry-after"]) == (429, str(int(WINDOW_S)))
-    assert f"{MOST} wrong keys came from your address. Try again in 10 minutes." in refused.text  # pyright: ignore[reportAttributeAccessIssue]
+    assert f"{MOST} wrong keys came from your address. Try again in 10 minutes." in refused.text
     assert not sessions.may_act(browser.cookies[COOKIE])
     assert wrong_keys.wait_s("192.0.2.7") == 0, "others may enter theirs"
     now[0] += WINDOW_S
