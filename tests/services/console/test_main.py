@@ -58,6 +58,30 @@ async def test_serving_that_ends_by_itself_is_an_error(
         await main.run(settings, PageSettings(console_port=0), KafkaSettings())
 
 
+async def test_who_cancels_it_gets_no_error_and_both_have_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    is_serving, has_ended = asyncio.Event(), asyncio.Event()
+
+    async def serve(_app: Any, listening: socket.socket, stop: asyncio.Event) -> None:
+        is_serving.set()
+        await stop.wait()
+        listening.close()
+        has_ended.set()
+
+    monkeypatch.setattr(main, "IndexService", QuietIndex)
+    monkeypatch.setattr(main, "check_topics", nothing)
+    monkeypatch.setattr(main, "create_app", nothing)
+    monkeypatch.setattr(main, "serve", serve)
+    settings = IndexSettings(index=tmp_path / "index.duckdb")
+    running = asyncio.create_task(main.run(settings, PageSettings(console_port=0), KafkaSettings()))
+    await is_serving.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert has_ended.is_set()
+
+
 async def test_reading_that_ends_stops_the_serving() -> None:
     stop = asyncio.Event()
 
