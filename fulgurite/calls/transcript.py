@@ -8,7 +8,7 @@ role `tool`, reasoning is left out. Never raises for what an agent or a model wr
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 from fulgurite.calls.claim_checks import described
 from fulgurite.events import Choice, LlmCall
@@ -87,8 +87,10 @@ def shown(message: Json | None) -> str:
     if message is None:
         return "[cannot be read]"
     content = message.get("content")
-    parts: list[Any] = content if isinstance(content, list) else [content] if content else []
-    texts = [_text_of_part(part) for part in parts]
+    if isinstance(content, list):
+        texts = [_text_of_part(part) for part in cast("list[object]", content)]
+    else:
+        texts = [_text_of_part(content)] if content else []
     calls = [
         f"{function.get('name')}({function.get('arguments')})"
         for function in called_functions(message)
