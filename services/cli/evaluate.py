@@ -15,7 +15,7 @@ from fulgurite.events import RouteTarget
 from fulgurite.learning.evaluation import ENOUGH_TASKS, MARGIN
 from fulgurite.versions import parse_version
 from services.cli.errors import report_errors
-from services.cli.gate import Gate, rounds
+from services.cli.evaluation_rounds import Promotion, rounds
 from services.cli.gateway_models import policy_of
 from services.cli.held_out import (
     Earned,
@@ -174,14 +174,14 @@ def evaluate(
                 cwd=Path.cwd(),
             )
             if every is not None:
-                gate = Gate(
+                promotion = Promotion(
                     policy=policy_of(alias),
                     alias=_other(promote, alias),
                     every=every,
                     margin=margin,
                     min_tasks=min_tasks,
                 )
-                _follow(gate, options, load=load, as_json=as_json)
+                _follow(promotion, options, load=load, as_json=as_json)
             earned = _run_all(model or (), options, load=load)
         compared = pairs(earned)
     if as_json:
@@ -202,12 +202,12 @@ def _other(promote: str | None, alias: str) -> str:
     return promote
 
 
-def _follow(gate: Gate, options: RunOptions, *, load: bool, as_json: bool) -> NoReturn:
+def _follow(promotion: Promotion, options: RunOptions, *, load: bool, as_json: bool) -> NoReturn:
     """Evaluate and promote versions as they come. Exits 130 when it is stopped."""
     kafka = answering(KafkaSettings())
     console = make_console(stderr=as_json)
     with interrupts_noted() as stopped, measuring(options, kafka, load=load) as measure:
-        for one in rounds(kafka, gate, measure, stopped):
+        for one in rounds(kafka, promotion, measure, stopped):
             if as_json:
                 print_json({**_as_json(one.earned, [one.pair]), "why_not": one.why_not})
             else:
@@ -217,9 +217,9 @@ def _follow(gate: Gate, options: RunOptions, *, load: bool, as_json: bool) -> No
                 console.print(plain(f"{candidate} is not promoted: {one.why_not}"))
                 continue
             reason = reason_of(one.pair.difference, one.pair.baseline)
-            target = RouteTarget(policy=gate.policy, version=str(candidate), weight=1.0)
-            write_route(kafka, gate.alias, (target,), reason)
-            console.print(plain(f"{gate.alias} is routed to {candidate}: {reason}"))
+            target = RouteTarget(policy=promotion.policy, version=str(candidate), weight=1.0)
+            write_route(kafka, promotion.alias, (target,), reason)
+            console.print(plain(f"{promotion.alias} is routed to {candidate}: {reason}"))
     raise typer.Exit(INTERRUPTED)
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
-
 from fulgurite.events import PolicyRoute, SelectionDecision
 from fulgurite.selection.history import SelectionHistory
 from fulgurite.topics import (
@@ -22,15 +20,9 @@ from fulgurite.topics import (
     Topic,
 )
 from services.common.kafka.codec import make_codec
-from services.common.kafka.consumer import (
-    READ_TIMEOUT_S,
-    make_consumer,
-    read_all,
-    read_message,
-    watermarks,
-)
+from services.common.kafka.consumer import read_all
 from services.common.kafka.dead_letters import words_of
-from services.common.kafka.lag import watch_lag
+from services.common.kafka.log_follower import BATCH, LogFollower
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import liveness, logs, metrics
@@ -41,7 +33,6 @@ logger = logs.get()
 
 _POLL_S = 0.2
 """How soon a stop is noticed; a record wakes the poll at once."""
-_AT_ONCE = 500
 _DAY_MS = 24 * 3600 * 1000
 _SKEW_MS = 60_000
 """How far the clocks that stamp routes and episodes may differ."""
@@ -69,53 +60,31 @@ class Selector:
         self._stopping = True
 
     async def run(self) -> None:
-        """Select until stopped. Raises Superseded, KafkaException, LogUnavailable."""
+        """Select until stopped. Raises Superseded, LogUnavailable."""
         await asyncio.to_thread(self._run)
 
     def _run(self) -> None:
-        consumer = make_consumer(self._kafka)
-        watch_lag(consumer, self._kafka)
+        starts = dict.fromkeys(_OUTCOMES, self._since())
+        topics = (*_DECISIONS, *_OUTCOMES)
         try:
-            self._catch_up(consumer)
-            for selector in self._selectors:
-                self._write(selector.claim(now_ms()))
-            logger.info("ready", aliases=[one.alias for one in self._selectors])
-            while not self._stopping:
-                has_more = self._consume(consumer)
-                liveness.beat()
-                if not has_more:
-                    self._write_due()
+            with LogFollower(self._kafka, self._codec, topics, since_ms=starts) as events:
+                events.watch_lag()
+                self._select(events)
         finally:
-            consumer.close()
             self._producer.close()
 
-    def _catch_up(self, consumer: Consumer) -> None:
-        """Read everything that is in the log now."""
-        starts = self._starts(consumer)
-        consumer.assign([place for place, _ in starts])
-        ends = {(place.topic, place.partition): end for place, end in starts if end > place.offset}
-        while ends and not self._stopping:
-            self._consume(consumer)
+    def _select(self, events: LogFollower) -> None:
+        while not events.caught_up and not self._stopping:
+            self._consume(events)
             liveness.beat()
-            for place in consumer.position(consumer.assignment()):
-                if place.offset >= ends.get((place.topic, place.partition), place.offset + 1):
-                    del ends[place.topic, place.partition]
-
-    def _starts(self, consumer: Consumer) -> list[tuple[TopicPartition, int]]:
-        """Where to start in every partition, and its end."""
-        since = self._since()
-        found: list[tuple[TopicPartition, int]] = []
-        for topic in (*_DECISIONS, *_OUTCOMES):
-            name = self._kafka.topic(topic)
-            for partition in range(topic.partitions):
-                low, end = watermarks(consumer, TopicPartition(name, partition))
-                start = low
-                if topic in _OUTCOMES:
-                    asked = [TopicPartition(name, partition, since)]
-                    (late,) = consumer.offsets_for_times(asked, timeout=READ_TIMEOUT_S)
-                    start = late.offset if late.offset >= 0 else end
-                found.append((TopicPartition(name, partition, start), end))
-        return found
+        for selector in self._selectors:
+            self._write(selector.claim(now_ms()))
+        logger.info("ready", aliases=[one.alias for one in self._selectors])
+        while not self._stopping:
+            has_more = self._consume(events)
+            liveness.beat()
+            if not has_more:
+                self._write_due()
 
     def _since(self) -> int:
         """The time of the oldest route that a comparison starts from, Unix milliseconds."""
@@ -128,26 +97,18 @@ class Selector:
         bases = [base.time for history in histories if (base := history.base()) is not None]
         return max(min([now, *bases]) - _SKEW_MS, now - self._lookback_ms, 0)
 
-    def _consume(self, consumer: Consumer) -> bool:
+    def _consume(self, events: LogFollower) -> bool:
         """Apply what has come; True if more has come already.
 
         Only a full batch says so: with steady traffic there is always another record, and shares
         and guard rails would wait for it for ever.
         """
-        first = consumer.poll(_POLL_S)
-        if first is None:
-            return False
-        messages = [first, *consumer.consume(_AT_ONCE, timeout=0)]
-        for message in messages:
-            failure = message.error()
-            if failure is not None:
-                raise KafkaException(failure)
-            name = str(message.topic()).removeprefix(self._kafka.topic_prefix)
-            metrics.count("fulgurite_consumed_records_total", name)
-            event = read_message(message, self._codec).event
+        found = events.poll(_POLL_S)
+        for topic, record in found:
+            metrics.count("fulgurite_consumed_records_total", topic.name)
             for selector in self._selectors:
-                self._apply(selector, event)
-        return len(messages) > _AT_ONCE
+                self._apply(selector, record.event)
+        return len(found) > BATCH
 
     def _apply(self, selector: AliasSelector, event: object) -> None:
         try:

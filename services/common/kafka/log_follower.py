@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self, cast
 
@@ -24,9 +24,11 @@ from services.common.kafka.consumer import (
     watermarks,
 )
 from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.lag import watch_lag
 from services.common.kafka.settings import KafkaSettings
 
-_BATCH = 500
+BATCH = 500
+"""A poll returns one record more than this at most. More records are there already if it does."""
 _POLL_S = 0.2
 
 
@@ -49,21 +51,24 @@ class LogFollower:
         codec: Codec,
         topics: Sequence[Topic],
         *,
-        since_ms: int | None = None,
+        since_ms: int | Mapping[Topic, int] | None = None,
         newest: int | None = None,
     ) -> None:
         """Begin at the beginning of each topic. `since_ms`: at the first records of this time
-        (Unix milliseconds). `newest`: so many offsets before the end of each partition.
+        (Unix milliseconds), in all topics or in those that it names. `newest`: so many offsets
+        before the end of each partition.
         """
+        self._kafka = settings
         self._codec = codec
         self._topics = {settings.topic(topic): topic for topic in topics}
         self._left: dict[tuple[str, int], int] = {}
         """By partition that is not caught up yet, the end that it had."""
         self._next: dict[tuple[str, int], int] = {}
         """By partition, the offset to read next."""
+        times = dict.fromkeys(topics, since_ms) if isinstance(since_ms, int) else since_ms or {}
         self._consumer = make_consumer(settings)
         try:
-            self._consumer.assign(list(self._starts(self._consumer, since_ms, newest)))
+            self._consumer.assign(list(self._starts(self._consumer, times, newest)))
         except KafkaException as error:
             self._consumer.close()
             raise _unavailable(self._topics, error) from error
@@ -86,12 +91,16 @@ class LogFollower:
         """Whether everything is read that was in the topics at the start."""
         return not self._left
 
+    def watch_lag(self) -> None:
+        """Show how far it is behind in the metrics of this process, of which it is the consumer."""
+        watch_lag(self._consumer, self._kafka)
+
     def poll(self, timeout_s: float) -> list[Followed]:
         """Return the next records; none if there are none within `timeout_s` seconds."""
         try:
             messages = self._consumer.consume(1, timeout=timeout_s)
             if messages:
-                messages += self._consumer.consume(_BATCH, timeout=0)
+                messages += self._consumer.consume(BATCH, timeout=0)
         except KafkaException as error:
             raise _unavailable(self._topics, error) from error
         return [self._read(message) for message in messages]
@@ -141,15 +150,16 @@ class LogFollower:
         return Followed(self._topics[name], record)
 
     def _starts(
-        self, consumer: Consumer, since_ms: int | None, newest: int | None
+        self, consumer: Consumer, since_ms: Mapping[Topic, int], newest: int | None
     ) -> Iterator[TopicPartition]:
         """Where to begin; notes the ends."""
         for name, topic in self._topics.items():
             for partition in range(topic.partitions):
                 low, high = watermarks(consumer, TopicPartition(name, partition))
                 first = low if newest is None else max(low, high - newest)
-                if since_ms is not None and high > low:
-                    asked = TopicPartition(name, partition, since_ms)
+                since = since_ms.get(topic)
+                if since is not None and high > low:
+                    asked = TopicPartition(name, partition, since)
                     (found,) = consumer.offsets_for_times([asked], timeout=READ_TIMEOUT_S)
                     # Negative: no record is so young.
                     first = found.offset if found.offset >= 0 else high

@@ -8,13 +8,13 @@ import pytest
 
 from fulgurite.events import PolicyRoute, RouteTarget
 from fulgurite.versions import parse_version
-from services.cli.gate import Gate, evaluated, promoted, rounds
+from services.cli.evaluation_rounds import Promotion, evaluated, promoted, rounds
 from services.cli.held_out import Earned
 from services.cli.loading import with_share_of_0
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.interrupts import interrupts_noted
 
-GATE = Gate(policy="policy", alias="prod", every=1, margin=0.02, min_tasks=3)
+PROMOTION = Promotion(policy="policy", alias="prod", every=1, margin=0.02, min_tasks=3)
 
 
 def target(version: str | None, weight: float = 1.0) -> RouteTarget:
@@ -31,9 +31,9 @@ def route(*targets: RouteTarget) -> dict[str, PolicyRoute]:
 
 def test_the_version_to_beat_has_the_greatest_share() -> None:
     split = route(target("policy@1.3", 0.9), target("policy@1.4", 0.1), target("other@1.1", 5))
-    assert str(promoted(split, GATE)) == "policy@1.3"
+    assert str(promoted(split, PROMOTION)) == "policy@1.3"
     for routes in ({}, route(), route(target(None)), route(target("policy@1.3", 0.0))):
-        assert str(promoted(routes, GATE)) == "policy@0.0"
+        assert str(promoted(routes, PROMOTION)) == "policy@0.0"
 
 
 def test_a_version_is_measured_once() -> None:
@@ -46,8 +46,8 @@ def test_a_version_is_measured_once() -> None:
 
     first, second, third = (parse_version(f"policy@1.{step}") for step in (1, 2, 3))
     measured: dict[str, Earned] = {}
-    better = evaluated(GATE, first, second, measured, measure)
-    worse = evaluated(GATE, second, third, measured, measure)
+    better = evaluated(PROMOTION, first, second, measured, measure)
+    worse = evaluated(PROMOTION, second, third, measured, measure)
     assert asked == ["policy@1.1", "policy@1.2", "policy@1.3"]
     assert (better.pair.baseline, better.pair.candidate) == ("policy@1.1", "policy@1.2")
     assert better.why_not is None or "lower bound" in better.why_not
@@ -67,5 +67,5 @@ def test_an_interrupt_that_nobody_hears_stops_the_rounds(number: signal.Signals)
     with interrupts_noted() as stopped:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
-        assert list(rounds(KafkaSettings(), GATE, Earned, stopped)) == []
+        assert list(rounds(KafkaSettings(), PROMOTION, Earned, stopped)) == []
     assert signal.getsignal(number) is before

@@ -1,4 +1,6 @@
-"""Evaluates new versions as they are published, and promotes those that are not worse."""
+"""Evaluates versions as they are published, for `fulgurite eval --every`, and says which are not
+worse than the one that is promoted.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from services.common.policies.route_targets import read_published
 _POLL_S = 5.0
 
 
-class Gate(msgspec.Struct, frozen=True, kw_only=True):
+class Promotion(msgspec.Struct, frozen=True, kw_only=True):
     """What is evaluated when, and what is good enough."""
 
     policy: str
@@ -42,7 +44,7 @@ class Round(msgspec.Struct, frozen=True):
 
 def rounds(
     kafka: KafkaSettings,
-    gate: Gate,
+    promotion: Promotion,
     measure: Callable[[str], Earned],
     stopped: threading.Event,
 ) -> Iterator[Round]:
@@ -54,18 +56,18 @@ def rounds(
     measured: dict[str, Earned] = {}
     seen = 0
     while not stopped.is_set():
-        fold = read_published(kafka).folds.get(gate.policy)
-        if fold is None or len(fold.updates) - seen < gate.every:
+        fold = read_published(kafka).folds.get(promotion.policy)
+        if fold is None or len(fold.updates) - seen < promotion.every:
             stopped.wait(_POLL_S)
             continue
         seen = len(fold.updates)
-        candidate, baseline = fold.version(), promoted(last_routes(kafka), gate)
+        candidate, baseline = fold.version(), promoted(last_routes(kafka), promotion)
         if candidate != baseline:
-            yield evaluated(gate, baseline, candidate, measured, measure)
+            yield evaluated(promotion, baseline, candidate, measured, measure)
 
 
 def evaluated(
-    gate: Gate,
+    promotion: Promotion,
     baseline: Version,
     candidate: Version,
     measured: dict[str, Earned],
@@ -77,15 +79,15 @@ def evaluated(
             measured[version] = measure(version)
     earned = measured[str(baseline)], measured[str(candidate)]
     (pair,) = pairs(earned)
-    return Round(earned, pair, shortcoming(pair.difference, gate.margin, gate.min_tasks))
+    return Round(earned, pair, shortcoming(pair.difference, promotion.margin, promotion.min_tasks))
 
 
-def promoted(routes: Mapping[str, PolicyRoute], gate: Gate) -> Version:
+def promoted(routes: Mapping[str, PolicyRoute], promotion: Promotion) -> Version:
     """The version with the greatest share of the alias; the base model where none is named."""
-    route = routes.get(gate.alias)
+    route = routes.get(promotion.alias)
     named = [
         (target.weight, target.version)
         for target in (route.targets if route is not None else ())
-        if target.policy == gate.policy and target.version is not None and target.weight > 0
+        if target.policy == promotion.policy and target.version is not None and target.weight > 0
     ]
-    return parse_version(max(named)[1]) if named else base_version(gate.policy)
+    return parse_version(max(named)[1]) if named else base_version(promotion.policy)
