@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
-from fulgurite.events import LedgerEntry, PolicyUpdate
+from fulgurite.events import LedgerEntry
 from fulgurite.topics import TRAINING_LEDGER, TRAJECTORIES
-from fulgurite.versions import Version
 from services.cli.errors import show_left_out
 from services.cli.people import parse_people
 from services.cli.pull import pull
-from services.cli.retraining import Retraining, find_calls, plan_retraining
+from services.cli.retraining import (
+    Retraining,
+    find_calls,
+    left_out_before,
+    plan_retraining,
+)
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
 from services.common.kafka.settings import KafkaSettings
-from services.common.policies.route_targets import read_published
+from services.common.policies.route_targets import Published, read_published
 from services.common.runtime.terminal import make_console, plain
 from services.learner.config import RunConfig
 from services.learner.config_file import variable
@@ -31,30 +33,6 @@ from services.replay.groups import read_groups
 from services.replay.replay import Report, run
 from services.replay.sinks import open_sink
 from services.rewarder.closing_settings import ClosingSettings
-
-
-def suggest_model(kafka: KafkaSettings, policy: str | None) -> None:
-    """Name the base model of the policy's last learner, for a run that names none."""
-    name = policy or os.environ.get(variable("policy.name")) or os.environ.get("FULGURITE_POLICY")
-    claims = read_published(kafka).claims
-    epochs = [epoch for claimed, epoch in claims if claimed == (name or "policy")]
-    if not epochs:
-        return
-    config = claims[name or "policy", max(epochs)].config
-    with suppress(msgspec.DecodeError):
-        claim = msgspec.json.decode(config or "", type=_Claim)
-        # The variable that the file and all others count before.
-        os.environ.setdefault("FULGURITE_MODEL", claim.policy.model)
-
-
-class _Policy(msgspec.Struct):
-    model: str
-
-
-class _Claim(msgspec.Struct):
-    """What is needed of a claim's settings."""
-
-    policy: _Policy
 
 
 def prepare_retraining(
@@ -77,9 +55,11 @@ def prepare_retraining(
             f"policy.topic = {policy.topic!r} and policy.rows_of = {policy.rows_of!r}: leave both "
             "out"
         )
-    subjects, tenants = parse_people(without)
     codec = make_codec()
     published = read_published(kafka)
+    before = left_out_before(policy.name, published)
+    people = tuple(dict.fromkeys([*without, *before]))
+    subjects, tenants = parse_people(people)
     source = open_source(kafka, codec, archive, archive_only=archive_only)
     ledger = (record.event for record in read_all(kafka, TRAINING_LEDGER, codec))
     plan = plan_retraining(
@@ -87,9 +67,11 @@ def prepare_retraining(
         published,
         [event for event in ledger if isinstance(event, LedgerEntry)],
         find_calls(source, codec, subjects, tenants),
-        without,
+        people,
     )
     console = make_console()
+    if before:
+        console.print(plain(f"left out as before: {', '.join(before)}"))
     if plan is None:
         console.print(
             plain(f"no version of {policy.name} was trained on a call of theirs: nothing to do")
@@ -115,7 +97,7 @@ def prepare_retraining(
             sink.close()
         console.print(plain(_written(plan, report)))
         show_left_out(report.left_out)
-    os.environ.update(_variables(plan, config, _model(plan, published.folds[policy.name].updates)))
+    os.environ.update(_variables(plan, config, people, _model(plan, published)))
     return plan
 
 
@@ -157,21 +139,25 @@ def _written(plan: Retraining, report: Report) -> str:
     )
 
 
-def _model(plan: Retraining, updates: Mapping[Version, PolicyUpdate]) -> Path | None:
+def _model(plan: Retraining, published: Published) -> Path | None:
     """The folder of the parent's weights; None: the run's base model."""
     if plan.weights is None:
         return None
     folder = LearnerSettings().data_dir / "models" / str(plan.parent)
     if not folder.is_dir():
-        pull(updates[plan.parent], folder)
+        pull(published.update(plan.parent), folder)
     return folder
 
 
-def _variables(plan: Retraining, config: RunConfig, model: Path | None) -> dict[str, str]:
+def _variables(
+    plan: Retraining, config: RunConfig, people: Sequence[str], model: Path | None
+) -> dict[str, str]:
     found = {
         "policy.name": plan.new_policy,
         "policy.topic": plan.topic,
-        "policy.rows_of": plan.policy,
+        "policy.rows_of": plan.rows_of,
+        "policy.parent": str(plan.parent),
+        "policy.without": json.dumps(people),
         "policy.until_end": "true",
         # All rows count as generated by the new policy's base, and no step needs more than a group.
         "batch.max_staleness": str(max(config.batch.max_staleness, len(plan.groups))),

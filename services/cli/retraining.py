@@ -2,7 +2,8 @@
 them, on what came after it.
 
 The plan follows from the log and from whom it is for, and so do the names of its topic and policy.
-So a second run goes on where the first one ended.
+So a second run goes on where the first one ended. The claim of a policy that was trained again says
+from which version, and without whom: its versions know what that version knows.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from fulgurite.events import LedgerEntry, LlmCall, PolicyUpdate
 from fulgurite.ids import derive_id
 from fulgurite.learning.batching import LEARNER
 from fulgurite.learning.offline import OFFLINE
-from fulgurite.topics import GROUP_PARTITIONS, LLM_CALLS
-from fulgurite.versions import Version, base_version
+from fulgurite.topics import GROUP_PARTITIONS, LLM_CALLS, TRAJECTORIES
+from fulgurite.versions import Version, base_version, parse_version
 from services.common.policies.route_targets import Published, weights_path
 from services.replay.errors import BadArgument
 from services.replay.records import Source
 from services.replay.tenants import Tenants
 
+WITHOUT = "trajectories.without-"
+"""How the names of topics begin that leave people out."""
 _SHOWN = 3
 
 
@@ -41,6 +44,8 @@ class Retraining(msgspec.Struct, frozen=True, kw_only=True):
     """The version to train from."""
     weights: Path | None
     """Of the parent; None: those of the run's base model."""
+    rows_of: str
+    """The policy that generated what it is trained on."""
     groups: frozenset[str]
     """Groups that were settled after the parent: what it is trained on, without them."""
     actions: int
@@ -53,7 +58,7 @@ class Retraining(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def topic(self) -> str:
         """Topic of the trajectories without them."""
-        return f"trajectories.without-{self.suffix}"
+        return f"{WITHOUT}{self.suffix}"
 
     @property
     def new_policy(self) -> str:
@@ -73,6 +78,7 @@ def plan_retraining(
     `calls`: the calls in the log, and whether each is theirs. `people`: whom it is for.
     """
     chain = _chain(policy, published)
+    places = {version: place for place, version in enumerate(chain)}
     trained: dict[Version, set[str]] = {}
     ours = {str(version): version for version in chain}
     for entry in entries:
@@ -87,15 +93,17 @@ def plan_retraining(
     }
     if not theirs:
         return None
-    first = min(theirs)
+    first = min(theirs, key=lambda version: places[version])
     parent, weights = _parent(first, chain, published)
-    later = {str(version) for version in chain if version > parent}
+    after = chain[places.get(parent, -1) + 1 :]
+    later = set(map(str, after))
     return Retraining(
         policy=policy,
         newest=chain[-1],
         first=first,
         parent=parent,
         weights=weights,
+        rows_of=_rows_of(after, published),
         groups=frozenset(
             entry.group_id
             for entry in entries
@@ -144,21 +152,105 @@ def _calls_in(source: Source, codec: Codec, partition: int) -> Iterator[LlmCall]
             yield event
 
 
+def left_out_before(policy: str, published: Published) -> tuple[str, ...]:
+    """Whom a policy, and those that it was trained again from, are trained without."""
+    found: list[str] = []
+    policies: list[str] = []
+    while policy not in policies:
+        policies.append(policy)
+        origin = _origin(policy, published)
+        found += origin.without
+        policy = parse_version(origin.parent).policy if origin.parent is not None else policy
+    return tuple(dict.fromkeys(found))
+
+
+class _Origin(msgspec.Struct, frozen=True):
+    """What a claim says of where its policy comes from."""
+
+    topic: str = TRAJECTORIES.name
+    rows_of: str | None = None
+    parent: str | None = None
+    without: tuple[str, ...] = ()
+
+
+class _Claim(msgspec.Struct, frozen=True):
+    policy: _Origin = _Origin()
+
+
+def _origin(policy: str, published: Published) -> _Origin:
+    """From its first claim: a later learner may train it on live traffic. Raises BadArgument."""
+    epochs = [epoch for claimed, epoch in published.claims if claimed == policy]
+    found = _claimed(policy, min(epochs), published) if epochs else _Origin()
+    if found.parent is None and found.topic.startswith(WITHOUT):
+        raise BadArgument(
+            f"{policy} was trained again without people by an earlier release, and its claim in "
+            "policy.updates does not say from which version: train the policy that it replaced "
+            "again instead, and name everybody who is to be left out"
+        )
+    return found
+
+
+def _claimed(policy: str, epoch: int, published: Published) -> _Origin:
+    claim = published.claims.get((policy, epoch))
+    try:
+        return msgspec.json.decode((claim and claim.config) or "{}", type=_Claim).policy
+    except msgspec.DecodeError:
+        return _Origin()
+
+
 def _chain(policy: str, published: Published) -> list[Version]:
-    """The newest version with those that it was trained from, the oldest first."""
+    """The newest version with those that it was trained from, the oldest first. Before a policy's
+    own come those of the policy that it was trained again from.
+    """
     fold = published.folds.get(policy)
     if fold is None or not fold.updates:
         raise BadArgument(
             f"there is no version of {policy!r} in policy.updates, so nothing is to be trained "
             f"again; it has versions of {', '.join(sorted(published.folds)) or 'no policy'}"
         )
-    by_name = {str(version): version for version in fold.updates}
     chain: list[Version] = []
     version: Version | None = fold.version()
     while version is not None and version not in chain:
-        chain.append(version)
-        version = by_name.get(fold.updates[version].parent_version or "")
+        update = _update(version, published)
+        if update is not None:
+            chain.append(version)
+        version = _trained_from(version, update, published)
     return chain[::-1]
+
+
+def _trained_from(
+    version: Version, update: PolicyUpdate | None, published: Published
+) -> Version | None:
+    name = update.parent_version if update is not None else None
+    parent = None if name is None else parse_version(name)
+    if parent is not None and _update(parent, published) is not None:
+        return parent
+    # The policy's own versions end here.
+    origin = _origin(version.policy, published).parent
+    return None if origin is None else parse_version(origin)
+
+
+def _update(version: Version, published: Published) -> PolicyUpdate | None:
+    fold = published.folds.get(version.policy)
+    return None if fold is None else fold.updates.get(version)
+
+
+def _rows_of(versions: Sequence[Version], published: Published) -> str:
+    """The policy that generated what these versions were trained on. Raises BadArgument."""
+    found: dict[str, Version] = {}
+    for version in versions:
+        update = _update(version, published)
+        is_live = update is None or update.topic in (None, TRAJECTORIES.name)
+        claimed = _claimed(version.policy, version.epoch, published).rows_of
+        found[version.policy if is_live else claimed or version.policy] = version
+    if len(found) > 1:
+        named = " and ".join(f"{version} on calls of {name}" for name, version in found.items())
+        raise BadArgument(
+            f"{named} were trained, and a policy cannot be trained again on the calls of two at a "
+            "time: train the one that began again, without all of these people, and go on from it"
+        )
+    (name,) = found
+    return name
 
 
 def _require_calls(trained: Mapping[Version, set[str]], calls: Collection[str]) -> None:
@@ -183,17 +275,20 @@ def _parent(
     first: Version, chain: Sequence[Version], published: Published
 ) -> tuple[Version, Path | None]:
     """The last version before `first` with full weights that are here; else the base model."""
-    updates = published.folds[first.policy].updates
-    for version in reversed([version for version in chain if version < first]):
-        weights = _full_weights(updates[version])
+    for version in reversed(chain[: chain.index(first)]):
+        weights = _full_weights(_update(version, published))
         if weights is not None:
             return version, weights
-    return base_version(first.policy), None
+    return base_version(chain[0].policy), None
 
 
-def _full_weights(update: PolicyUpdate) -> Path | None:
+def _full_weights(update: PolicyUpdate | None) -> Path | None:
     """Where the weights are; None for an adapter, which is no model to start from."""
-    if update.artifact is None or update.artifact.format is not ArtifactFormat.full:
+    if (
+        update is None
+        or update.artifact is None
+        or update.artifact.format is not ArtifactFormat.full
+    ):
         return None
     path = weights_path(update)
     return path if path is not None and path.is_file() else None

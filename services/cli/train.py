@@ -11,7 +11,7 @@ import typer
 
 from services.cli.errors import report_errors
 from services.cli.options import Archive, ArchiveOnly
-from services.cli.prepare_retraining import prepare_retraining, show_result, suggest_model
+from services.cli.prepare_retraining import prepare_retraining, show_result
 from services.cli.retraining import Retraining
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
@@ -99,7 +99,6 @@ def train(
                 kafka = answering(KafkaSettings())
                 if without:
                     _only_with_run_file(topic, rows_of)
-                    suggest_model(kafka, policy)
                     plan = prepare_retraining(
                         load(file), kafka, without, archive, archive_only=archive_only
                     )

@@ -93,6 +93,11 @@ class PolicyConfig(Section):
     """Another policy, whose trajectories this one learns from; for a replayed topic."""
     until_end: bool = False
     """Stop once everything that the topic holds is settled; for a replayed topic."""
+    parent: str | None = None
+    """Version of another policy whose weights `model` is. `fulgurite train --without` sets it."""
+    without: tuple[str, ...] = ()
+    """Subjects and tenants that the replayed topic leaves out. `fulgurite train --without` sets
+    it."""
     weights: WeightsConfig = WeightsConfig()
     frozen: bool = False
     """Served as it is and trained by no learner: its actions are `filtered(frozen)`, their rewards

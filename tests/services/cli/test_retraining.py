@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -12,7 +14,12 @@ from fulgurite.enums import ArtifactFormat, LedgerTerm, UpdateKind
 from fulgurite.events import Artifact, LedgerEntry, PolicyUpdate
 from fulgurite.ids import owned_group
 from services.cli.people import parse_people
-from services.cli.retraining import Retraining, find_calls, plan_retraining
+from services.cli.retraining import (
+    Retraining,
+    find_calls,
+    left_out_before,
+    plan_retraining,
+)
 from services.common.policies.route_targets import Published
 from services.replay.errors import BadArgument
 from services.replay.tenants import Tenants
@@ -23,22 +30,31 @@ ANN = "su_" + "a" * 26
 SECRET = "0123456789abcdef"
 
 
+AGAIN = "policy-again"
+BEN = "su_" + "b" * 26
+
+
 def update(
-    step: int, folder: Path | None, kind: ArtifactFormat = ArtifactFormat.full
+    step: int,
+    folder: Path | None,
+    kind: ArtifactFormat = ArtifactFormat.full,
+    policy: str = "policy",
+    topic: str = "trajectories",
 ) -> PolicyUpdate:
-    path = None if folder is None else folder / f"policy@1.{step}" / "model.safetensors"
+    path = None if folder is None else folder / f"{policy}@1.{step}" / "model.safetensors"
     if path is not None:
-        path.parent.mkdir()
+        path.parent.mkdir(parents=True)
         path.write_bytes(b"weights")
     return PolicyUpdate(
-        event_id=f"update {step}",
+        event_id=f"update {policy} {step}",
         event_time=step,
-        policy="policy",
+        policy=policy,
         kind=UpdateKind.update,
         epoch=1,
         step=step,
-        version=f"policy@1.{step}",
-        parent_version=f"policy@1.{step - 1}" if step > 1 else "policy@0.0",
+        version=f"{policy}@1.{step}",
+        parent_version=f"{policy}@1.{step - 1}" if step > 1 else f"{policy}@0.0",
+        topic=topic,
         learner_id="l",
         trained_actions=1,
         artifact=None
@@ -47,12 +63,30 @@ def update(
     )
 
 
-def published(*updates: PolicyUpdate) -> Published:
+def published(*updates: PolicyUpdate, config: str | None = None) -> Published:
     found = Published()
-    claim = replace(updates[0], event_id="c", kind=UpdateKind.claim, step=0, version=None)
+    publish(found, *updates, config=config)
+    return found
+
+
+def publish(found: Published, *updates: PolicyUpdate, config: str | None = None) -> None:
+    first = updates[0]
+    claim = replace(
+        first, event_id=f"c {first.policy}", kind=UpdateKind.claim, step=0, version=None,
+        config=config,
+    )  # fmt: skip
     for event in (claim, *updates):
         found.apply(event)
-    return found
+
+
+def trained_again(folder: Path, topic: str = "trajectories.without-x", **claimed: Any) -> Published:
+    """`policy@1.1` and `policy@1.2`, and a policy that was trained again from the latter."""
+    known = published(*(update(step, folder) for step in (1, 2)))
+    policy = {"topic": "trajectories.without-x", "rows_of": "policy", **claimed}
+    first = update(1, folder, policy=AGAIN, topic="trajectories.without-x")
+    second = update(2, folder, policy=AGAIN, topic=topic)
+    publish(known, first, second, config=json.dumps({"policy": policy}))
+    return known
 
 
 def entry(
@@ -61,15 +95,16 @@ def entry(
     *actions: str,
     source: str = "learner",
     term: LedgerTerm = LedgerTerm.trained,
+    policy: str = "policy",
 ) -> LedgerEntry:
     return LedgerEntry(
-        event_id=f"{step} {group} {source}",
+        event_id=f"{policy} {step} {group} {source}",
         event_time=1,
-        policy="policy",
+        policy=policy,
         group_id=group,
         term=term,
         actions=actions,
-        version=f"policy@1.{step}",
+        version=f"{policy}@1.{step}",
         source=source,
     )
 
@@ -139,6 +174,68 @@ def test_versions_that_learned_from_a_recording_are_named(tmp_path: Path) -> Non
 def test_nobody_is_behind_a_version(tmp_path: Path) -> None:
     known = published(*(update(step, tmp_path) for step in (1, 2, 3)))
     assert plan(known, dict.fromkeys(CALLS, False)) is None
+
+
+TWICE = [
+    entry(1, "g1", "a#0"),
+    entry(2, "g2", "b#0"),
+    entry(3, "g3", "c#0"),
+    entry(1, "g3", "c#0", policy=AGAIN),
+    entry(2, "g4", "d#0", policy=AGAIN),
+]
+FROM = {"parent": "policy@1.2", "without": [BEN]}
+
+
+def plan_again(known: Published, *theirs: str) -> Retraining | None:
+    calls = {call: call in theirs for call in "abcd"}
+    return plan_retraining(AGAIN, known, TWICE, calls, [ANN, BEN])
+
+
+def test_a_policy_that_was_trained_again_knows_what_its_parent_knows(tmp_path: Path) -> None:
+    known = trained_again(tmp_path, **FROM)
+    found = plan_again(known, "b")
+    assert found is not None
+    assert (str(found.newest), str(found.first), str(found.parent)) == (
+        f"{AGAIN}@1.2",
+        "policy@1.2",
+        "policy@1.1",
+    )
+    assert found.weights == tmp_path / "policy@1.1" / "model.safetensors"
+    assert (found.groups, found.rows_of) == ({"g2", "g3", "g4"}, "policy")
+    assert left_out_before(AGAIN, known) == (BEN,)
+    assert left_out_before("policy", known) == ()
+    first = plan_again(known, "a")
+    assert first is not None
+    assert (str(first.parent), first.weights) == ("policy@0.0", None)
+    assert plan_again(known) is None
+
+
+def test_what_it_was_trained_on_was_generated_by_its_parents_policy(tmp_path: Path) -> None:
+    found = plan_again(trained_again(tmp_path, **FROM), "d")
+    assert found is not None
+    assert (str(found.parent), found.groups, found.rows_of) == (f"{AGAIN}@1.1", {"g4"}, "policy")
+    found = plan_again(trained_again(tmp_path / "base", parent="policy@0.0"), "c")
+    assert found is not None
+    assert (str(found.parent), found.rows_of) == (f"{AGAIN}@0.0", "policy")
+
+
+def test_the_calls_of_two_policies_are_not_trained_at_a_time(tmp_path: Path) -> None:
+    known = trained_again(tmp_path, topic="trajectories", **FROM)
+    with pytest.raises(BadArgument, match=rf"{AGAIN}@1\.2 on calls of {AGAIN} were trained"):
+        plan_again(known, "b")
+    found = plan_again(known, "d")
+    assert found is not None
+    assert found.rows_of == AGAIN
+
+
+def test_a_claim_that_does_not_say_from_which_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadArgument, match="does not say from which version"):
+        plan_again(trained_again(tmp_path), "b")
+
+
+def test_a_claim_that_cannot_be_read_names_no_parent(tmp_path: Path) -> None:
+    known = published(update(1, tmp_path), update(2, tmp_path), config="{")
+    assert left_out_before("policy", known) == ()
 
 
 def test_calls_that_are_gone_are_nobodys(tmp_path: Path) -> None:
