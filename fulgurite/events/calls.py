@@ -177,3 +177,7 @@ class LlmCall(Event, frozen=True, kw_only=True):
     """Context cell by whose shares the rollout was given its variant
     (fulgurite/selection/context.py); null where the route has no shares by context.
     """
+    routed_alias: str | None = None
+    """Alias whose route answered, where that is another one: the alias of the agent's role
+    (`FULGURITE_ROLES`), or what the rollout's `served_by` names. Null: `alias`.
+    """

@@ -9,6 +9,7 @@ from fulgurite.cost.tokens import tokens_of
 from fulgurite.enums import CallOutcome
 from fulgurite.errors import BadPrices
 from fulgurite.events import Episode, EventStruct, LlmCall
+from fulgurite.selection.answered import answered_calls, variant_of
 from fulgurite.selection.context import cell_of
 
 
@@ -40,11 +41,13 @@ def logged_episode(
     episode: Episode, alias: str, reward: float, prices: Prices | None
 ) -> LoggedEpisode | None:
     """Reduce an episode; None if it has no answered call of the alias."""
-    calls = [call for call in episode.calls if call.alias == alias and call.backend]
+    calls = answered_calls(episode, alias)
     if not calls:
         return None
-    given = {(call.variant, call.propensity) for call in calls}
-    variant, propensity = given.pop() if len(given) == 1 else (None, None)
+    variant = variant_of(calls)
+    propensities = {call.propensity for call in calls}
+    is_given = variant is not None and len(propensities) == 1
+    propensity = propensities.pop() if is_given else None
     return LoggedEpisode(
         group_id=episode.group_id,
         variant=variant,

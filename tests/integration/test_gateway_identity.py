@@ -206,6 +206,7 @@ async def test_a_role_that_its_system_prompt_tells_has_a_policy_of_its_own(
     assert [call.agent for call in calls] == ["checker"] * 3 + ["policy"]
     assert [call.policy for call in calls] == ["checker"] * 3 + ["policy"]
     assert {call.alias for call in calls} == {"policy"}
+    assert [call.routed_alias for call in calls] == ["of-checker"] * 3 + [None]
 
 
 async def test_interleaved_agents_with_the_same_first_message_stay_apart(

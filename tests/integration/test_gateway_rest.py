@@ -639,7 +639,8 @@ async def test_a_version_that_is_served_answers_in_place_of_an_alias(
     body: dict[str, Any] = {"model": "policy", "messages": []}
     status, _ = await gateway.json("/v1/chat/completions", body, grant["api_key"])
     assert status == 200
-    assert (await gateway.call(grant["rollout_id"])).alias == "policy"
+    call = await gateway.call(grant["rollout_id"])
+    assert (call.alias, call.routed_alias) == ("policy", "policy@1.4")
     status, _ = await gateway.json("/v1/chat/completions", {**body, "model": "policy@1.4"}, PLAIN)
     assert status == 200
     for fields in ({"served_by": "policy@1.5"}, {"model": "policy@1.5"}):

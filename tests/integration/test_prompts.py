@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from fulgurite.enums import ApplyOutcome
+from fulgurite.events import PolicyApplied
 from fulgurite.prompts.history import EFFECT_DELAY_MS
-from fulgurite.topics import PROMPT_UPDATES
+from fulgurite.topics import POLICY_APPLIED, PROMPT_UPDATES
 from services.cli.main import app
 from services.cli.tuning import PromptTopic
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
+from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.local_stack.kafka_local import LocalKafka
 from services.tuner.tuning_log import TuningLog
@@ -222,6 +225,29 @@ async def test_a_candidate_is_served_only_where_a_rollout_names_it(
         assert (await ask(gateway, x_fulgurite_rollout="new"))[0] == "prompt@2"
         await command.in_force("prompts", "rollback", "--alias", "policy")
         assert (await ask(gateway, x_fulgurite_rollout="newer"))[0] == "prompt@1"
+
+
+async def test_a_version_that_answers_in_place_of_an_alias_gets_the_alias_s_prompt(
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path, stub: Stub
+) -> None:
+    settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
+    async with running_gateway(settings, stub.url, tmp_path) as gateway:
+        stub.reset()
+        applied = PolicyApplied(
+            event_id="a", event_time=1, policy="policy", backend="vllm", engine_id="e",
+            version="policy@1.4", outcome=ApplyOutcome.applied, seconds=0.1,
+        )  # fmt: skip
+        producer = EventProducer(settings, make_codec(), "test")
+        await producer.publish(POLICY_APPLIED, "policy", applied)
+        producer.close()
+        system = tmp_path / "system.txt"
+        system.write_text("New.")
+        await Command(gateway).in_force(
+            "prompts", "set", "--alias", "policy", "--system", str(system)
+        )
+        group = await gateway.declare(served_by="policy@1.4", alias="policy", mode="val")
+        assert (await ask(gateway, group["rollouts"][0]["api_key"]))[0] == "prompt@1"
+        assert systems(stub) == ["New."]
 
 
 def write_candidate(settings: KafkaSettings) -> None:

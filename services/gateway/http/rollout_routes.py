@@ -254,8 +254,8 @@ class RolloutRoutes:
             return
         if body.served_by is not None:
             raise InvalidRequest(
-                "`prompt_version` names a version of the prompt of `alias`, and `served_by` what "
-                "answers in its place, which has prompts of its own: send one of them.",
+                "`prompt_version` names a version of the prompt of `alias`, and with `served_by` "
+                "the version that is in force counts: send one of them.",
                 param="prompt_version",
             )
         if not await self._context.prompts.knows(body.alias, version):

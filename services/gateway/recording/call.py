@@ -229,7 +229,13 @@ def _event(
         propensity=route.propensity if route else None,
         cell=route.cell if route else None,
         prompt_version=draft.prompt_version if call else None,
+        routed_alias=_routed_alias(request.alias, route) if request and route else None,
     )
+
+
+def _routed_alias(asked: str, route: Route) -> str | None:
+    """The alias whose route answers; None if it is what was asked for."""
+    return route.alias if route.alias != asked else None
 
 
 def hide(text: str, secret: str) -> str:

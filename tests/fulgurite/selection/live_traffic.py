@@ -18,6 +18,7 @@ def live_episode(
     *,
     at: int = 10_000,
     alias: str = "policy",
+    routed_alias: str | None = None,
     subject: str | None = None,
     use: TrainingUse = TrainingUse.live,
     mode: Mode = Mode.live,
@@ -30,10 +31,12 @@ def live_episode(
     call = replace(
         make_call(number, at=at, mode=mode, use=use, outcome=outcome, finish=finish),
         alias=alias,
+        routed_alias=routed_alias,
         variant=variant,
         propensity=0.5,
         subject=subject,
         finished_at=at + int(seconds * 1000),
+        failure=None if outcome is CallOutcome.success else FailureKind(outcome.value),
     )
     status = make_status(number, kind=StatusKind.finished, at=at + 5_000, mode=mode)
     episode = stitch([call, status])

@@ -68,6 +68,11 @@ def test_an_episode_that_is_left_out_later_does_not_count() -> None:
     assert not reduced(later, first, vote(1, 1.0))
 
 
+def test_an_episode_is_of_the_alias_whose_route_answered() -> None:
+    assert reduced(live_episode(1, alias="agent", routed_alias="policy"))
+    assert not reduced(live_episode(1, routed_alias="critic"))
+
+
 def test_an_episode_of_two_variants_counts_for_neither() -> None:
     one = live_episode(1)
     other = replace(one.calls[0], event_id="other", call_id="other", variant="policy@1.2")

@@ -63,6 +63,11 @@ def test_an_episode_of_several_variants_has_none() -> None:
     assert (one.variant, one.propensity) == (None, None)
 
 
+def test_a_variant_that_was_given_twice_has_no_propensity() -> None:
+    one = logged(call(0), call(1, propensity=0.4))
+    assert (one.variant, one.propensity) == ("policy", None)
+
+
 def test_an_episode_without_an_answered_call_of_the_alias_is_none() -> None:
     assert logged_episode(episode(call(0)), "another", 1.0, None) is None
     refused = episode(call(0, backend="", variant=None, propensity=None))

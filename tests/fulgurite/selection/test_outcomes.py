@@ -12,7 +12,7 @@ from fulgurite.enums import CallOutcome, Mode
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import Episode, Event
 from fulgurite.failures import FailureKind
-from fulgurite.selection import outcomes
+from fulgurite.selection import rollout_fold
 from fulgurite.selection.outcomes import AliasOutcomes, Outcome, of_variants
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 
@@ -116,7 +116,7 @@ def test_what_the_model_server_did_is_a_failure(
 
 
 def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcomes, "_WAITING", 1)
+    monkeypatch.setattr(rollout_fold, "_WAITING", 1)
     events = [
         msgspec.structs.replace(episode(number), event_time=1_000 + number) for number in range(4)
     ]
@@ -124,6 +124,11 @@ def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     rewards = [make_reward(number, value=0.5) for number in range(4)]
     found = folded(*rewards, *events)
     assert [one.is_rewarded for one in found].count(True) == 1
+
+
+def test_an_episode_is_of_the_alias_whose_route_answered() -> None:
+    assert len(folded(episode(0, alias="agent", routed_alias=ALIAS))) == 1
+    assert not folded(episode(0, alias=ALIAS, routed_alias="critic"))
 
 
 def test_outcomes_are_sorted_by_variant() -> None:
