@@ -44,8 +44,13 @@ class Difference(msgspec.Struct, frozen=True):
     """Tasks on which it earns less."""
 
 
-def compare_on_tasks(baseline: Rewards, candidate: Rewards) -> Difference | None:
-    """The paired difference, candidate less baseline; None if no task has rewards of both."""
+def compare_on_tasks(
+    baseline: Rewards, candidate: Rewards, error: float = 0.05
+) -> Difference | None:
+    """The paired difference, candidate less baseline; None if no task has rewards of both.
+
+    `error`: probability that its interval misses.
+    """
     differences = [
         _mean(candidate[task]) - _mean(baseline[task])
         for task in sorted(baseline.keys() & candidate.keys())
@@ -54,7 +59,7 @@ def compare_on_tasks(baseline: Rewards, candidate: Rewards) -> Difference | None
     if not differences:
         return None
     return Difference(
-        estimate_difference(differences),
+        estimate_difference(differences, error),
         sign_flip_p(differences),
         sum(difference > 0 for difference in differences),
         sum(difference < 0 for difference in differences),

@@ -15,6 +15,8 @@ from statistics import NormalDist, variance
 
 import msgspec
 
+_ERROR = 0.05
+"""Probability that an interval misses, unless another one is asked for."""
 _Z = 1.959964
 _T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
@@ -22,10 +24,14 @@ _T = (
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 """97.5% quantiles of Student's t for 1 to 30 degrees of freedom, from tables, to three decimals."""
+_BISECTIONS = 60
+"""As many as a float has bits for."""
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """A mean, the bounds of its 95% interval (None if there is none), and the number of values."""
+    """A mean, the bounds of its interval (None if there is none), 95% unless another probability
+    was asked for, and the number of values.
+    """
 
     mean: float
     low: float | None
@@ -60,18 +66,49 @@ def estimate(groups: Sequence[Sequence[float]]) -> Estimate | None:
 
 
 def _student_interval(
-    mean: float, means: Sequence[float]
+    mean: float, means: Sequence[float], error: float = _ERROR
 ) -> tuple[float, float] | tuple[None, None]:
     """Student's interval; None if the means differ by less than the precision of a float."""
     centre = sum(means) / len(means)
-    error = math.sqrt(sum((value - centre) ** 2 for value in means) / (len(means) - 1) / len(means))
-    half = _student(len(means) - 1) * error
+    spread = math.sqrt(
+        sum((value - centre) ** 2 for value in means) / (len(means) - 1) / len(means)
+    )
+    half = _student(len(means) - 1, error) * spread
     return (mean - half, mean + half) if mean - half < mean + half else (None, None)
 
 
-def _student(degrees: int) -> float:
-    """The quantile: from the table, or by Cornish and Fisher's expansion, to three decimals."""
-    return _T[degrees - 1] if degrees <= len(_T) else _expanded(_Z, degrees)
+def _student(degrees: int, error: float) -> float:
+    """The quantile that Student's t exceeds, on either side, with this probability.
+
+    From the table, from the distribution, or by Cornish and Fisher's expansion.
+    """
+    if degrees > len(_T):
+        return _expanded(NormalDist().inv_cdf(1 - error / 2), degrees)
+    return _T[degrees - 1] if error == _ERROR else _quantile(degrees, error)
+
+
+def _quantile(degrees: int, error: float) -> float:
+    """The same by bisection over angles, whose tangent is the quantile over √degrees."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(_BISECTIONS):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _within(angle, degrees) < 1 - error else (low, angle)
+    return math.tan(low) * math.sqrt(degrees)
+
+
+def _within(angle: float, degrees: int) -> float:
+    """Probability that Student's t is no further from 0 than √degrees times an angle's tangent.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    is_odd = degrees % 2
+    term, total = (math.cos(angle) if is_odd else 1.0), 0.0
+    for place in range(degrees // 2):
+        total += term
+        above = 2 * place + 1 + is_odd
+        term *= above / (above + 1) * math.cos(angle) ** 2
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if is_odd else total
 
 
 def _expanded(z: float, degrees: float) -> float:
@@ -86,26 +123,27 @@ def _wilson(mean: float, count: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def estimate_difference(differences: Sequence[float]) -> Estimate:
+def estimate_difference(differences: Sequence[float], error: float = _ERROR) -> Estimate:
     """Estimate the mean of paired differences, at least one, by Student's t."""
-    return estimate_by_student([[difference] for difference in differences])
+    return estimate_by_student([[difference] for difference in differences], error)
 
 
-def estimate_by_student(groups: Sequence[Sequence[float]]) -> Estimate:
+def estimate_by_student(groups: Sequence[Sequence[float]], error: float = _ERROR) -> Estimate:
     """Estimate the mean over all values, at least one, by Student's t over the groups' means.
 
-    For differences and weighted values, which are no shares even where all are 0 or 1.
+    For differences and weighted values, which are no shares even where all are 0 or 1. `error`:
+    probability that the interval misses the mean.
     """
     values = [value for group in groups for value in group]
     mean = sum(values) / len(values)
     means = [sum(group) / len(group) for group in groups]
     alike = max(means) == min(means)
-    low, high = (None, None) if alike else _student_interval(mean, means)
+    low, high = (None, None) if alike else _student_interval(mean, means, error)
     return Estimate(mean, low, high, len(values))
 
 
 def estimate_gap(
-    baseline: Sequence[float], candidate: Sequence[float], error: float = 0.05
+    baseline: Sequence[float], candidate: Sequence[float], error: float = _ERROR
 ) -> Estimate:
     """Estimate how much more the mean of `candidate` is than that of `baseline`, at least 30 values
     each. `count` is the number of values of `candidate`.

@@ -2,10 +2,15 @@
 
 It is all that a tuning knows, so that one which was killed goes on where the log ends. A task is
 scored once for each version and stage: what is in the log is not run again.
+
+Who tunes again and again compares another best candidate each time. So the verdicts on the same
+validation tasks share the 5% that may be wrong: the k-th one gets 6/(π k)² of it, which adds up to
+all of it however many there are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -17,6 +22,9 @@ from fulgurite.prompts.history import PromptHistory
 
 NOTHING = PromptCost(calls=0, prompt_tokens=0, completion_tokens=0)
 """The cost of no call."""
+
+_ERROR = 0.05
+"""Probability that any verdict on the same validation tasks is wrong."""
 
 EDITS = ("system", "prefix", "sections", "demonstrations", "tools")
 """The fields of an update that change requests."""
@@ -46,6 +54,11 @@ def add_costs(one: PromptCost, other: PromptCost) -> PromptCost:
     )
 
 
+def error_of(verdict: int) -> float:
+    """How probable it may be that the verdict of this number, counted from 1, is wrong."""
+    return _ERROR * 6 / (math.pi * verdict) ** 2
+
+
 class TuningState:
     """The fold. Apply every event of the topic, in log order."""
 
@@ -63,12 +76,17 @@ class TuningState:
         self._tuning = tuning
         self._scores: dict[tuple[str | None, TuningStage], dict[str, PromptScore]] = {}
         self._seen: set[str] = set()
+        self._baselines: dict[str, str | None] = {}
+        """Of all tunings of the alias."""
+        self._compared: dict[tuple[str, str | None], set[str]] = {}
+        """By tuning and candidate, the tasks on which it was compared, in log order."""
 
     def apply(self, event: Event | None) -> None:
         """Apply the next event; those of other tunings only tell which versions there are."""
         self.history.apply(event)
         if not isinstance(event, PromptTuning | PromptScore | PromptUpdate):
             return
+        self._apply_verdict(event)
         is_own = (event.alias, event.tuning) == (self._alias, self._tuning)
         if not is_own or event.event_id in self._seen:
             return
@@ -132,6 +150,14 @@ class TuningState:
         ]
         return max(found, key=lambda one: one[0])[1] if found else None
 
+    def verdict_number(self, version: str | None, tasks: Sequence[str]) -> int:
+        """The place of a compared candidate among those that were compared with a baseline on any
+        of these tasks, by all tunings of the alias; counted from 1.
+        """
+        wanted = set(tasks)
+        compared = [one for one, known in self._compared.items() if known & wanted]
+        return compared.index((self._tuning, version)) + 1
+
     def allows(self, budget: Budget, rollouts: int) -> bool:
         """Whether the budget has room for so many more rollouts, at the cost of those so far.
 
@@ -143,6 +169,19 @@ class TuningState:
         return (budget.calls is None or calls <= budget.calls) and (
             budget.money is None or money <= budget.money
         )
+
+    def _apply_verdict(self, event: PromptTuning | PromptScore | PromptUpdate) -> None:
+        if event.alias != self._alias:
+            return
+        if isinstance(event, PromptTuning):
+            self._baselines.setdefault(event.tuning, event.baseline)
+        elif isinstance(event, PromptScore) and self._is_of_candidate(event):
+            self._compared.setdefault((event.tuning, event.version), set()).add(event.task)
+
+    def _is_of_candidate(self, event: PromptScore) -> bool:
+        """Whether a score is of a comparison, and not of its baseline."""
+        is_compared = event.stage is TuningStage.comparison
+        return is_compared and event.version != self._baselines.get(event.tuning)
 
     def _apply_score(self, event: PromptScore) -> None:
         self._scores.setdefault((event.version, event.stage), {}).setdefault(event.task, event)

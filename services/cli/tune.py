@@ -185,8 +185,9 @@ def tune(
 
     Candidates are versions of the prompt that only the tuning's rollouts get. They are scored on
     the validation tasks in mode `val`, which trains nothing. The best one is compared with the
-    prompt in force on new rollouts of the same tasks, and proposed if its gain is above zero with
-    95% confidence. Everything is logged: the same command goes on where it was stopped.
+    prompt in force on new rollouts of the same tasks, and proposed if its gain is surely above
+    zero: all verdicts on the same tasks together err with 5%. Everything is logged: the same
+    command goes on where it was stopped.
 
     Exits 0 if a candidate is better, 3 if none is, 1 if it cannot continue, 2 if the log cannot be
     read or written, 130 if it was stopped.

@@ -137,6 +137,7 @@ def _as_json(verdict: Verdict, state: TuningState) -> dict[str, object]:
         "baseline": verdict.baseline,
         "candidate": verdict.candidate.version if verdict.candidate is not None else None,
         "difference": verdict.difference,
+        "verdict_number": verdict.number,
         "decision": None if decision is None else str(decision.kind),
         "why_not": verdict.why_not,
         "candidates": len(state.candidates()),

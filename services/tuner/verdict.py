@@ -7,11 +7,10 @@ import msgspec
 from fulgurite.enums import PromptKind, TuningStage
 from fulgurite.events import PromptUpdate
 from fulgurite.learning.evaluation import Difference, compare_on_tasks
+from fulgurite.prompts.tuning import error_of
 from services.tuner.plan import Plan
 from services.tuner.scoring import Scorer
 from services.tuner.tuning_log import TuningLog
-
-_CHANCE = 0.05
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +21,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The best one; None if none was scored."""
     difference: Difference | None
     """Candidate less baseline, on new rollouts of the validation tasks."""
+    number: int | None
+    """Place among the verdicts on these tasks, by which its interval is wider; None without a
+    comparison.
+    """
     why_not: str | None
     """Why the candidate is not put in force."""
     decision: PromptUpdate | None
@@ -48,42 +51,60 @@ def decide(plan: Plan, log: TuningLog, scorer: Scorer) -> Verdict:
             "before"
         )
         return Verdict(
-            baseline=version, candidate=best, difference=None, why_not=why_not, decision=None
+            baseline=version,
+            candidate=best,
+            difference=None,
+            number=None,
+            why_not=why_not,
+            decision=None,
         )
     for one in (version, best.version):
         scorer.score(one, TuningStage.comparison, plan.validation)
+    # Others may have tuned on the same tasks meanwhile.
+    log.reload()
+    number = log.state.verdict_number(best.version, keys)
     difference = compare_on_tasks(
         log.state.rewards(version, TuningStage.comparison),
         log.state.rewards(best.version, TuningStage.comparison),
+        error_of(number),
     )
-    log.reload()
-    why_not = _why_not_better(difference)
+    why_not = _why_not_better(difference, number)
     if difference is None or why_not is not None:
         return Verdict(
-            baseline=version, candidate=best, difference=difference, why_not=why_not, decision=None
+            baseline=version,
+            candidate=best,
+            difference=difference,
+            number=number,
+            why_not=why_not,
+            decision=None,
         )
     why_not = _why_not_promoted(plan, log, version, best)
     kind = PromptKind.promoted if why_not is None else PromptKind.proposed
     against = version or "what the agent sends"
-    reason = f"{difference.estimate} against {against} on validation tasks"
+    reason = f"{difference.estimate} against {against} on validation tasks, {_confidence(number)}"
     return Verdict(
         baseline=version,
         candidate=best,
         difference=difference,
+        number=number,
         why_not=why_not,
         decision=log.decide(kind, best, reason),
     )
 
 
-def _why_not_better(difference: Difference | None) -> str | None:
+def _why_not_better(difference: Difference | None, number: int) -> str | None:
     if difference is None:
         return "no validation task has rewards of both"
     low = difference.estimate.low
     # The same gain on every task has no interval, and signs tell.
-    is_sure = difference.p <= _CHANCE if low is None else low > 0
+    is_sure = difference.p <= error_of(number) if low is None else low > 0
     if is_sure and difference.estimate.mean > 0:
         return None
-    return f"it is not better with 95% confidence: {difference.estimate}"
+    return f"it is not better, {_confidence(number)}: {difference.estimate}"
+
+
+def _confidence(number: int) -> str:
+    return f"with {1 - error_of(number):.2%} confidence as verdict {number} on these tasks"
 
 
 def _why_not_promoted(

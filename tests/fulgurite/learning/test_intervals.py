@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fulgurite.learning.intervals import estimate
+from fulgurite.learning.intervals import estimate, estimate_difference
 
 values = st.floats(-100, 100) | st.sampled_from([0.0, 1.0])
 
@@ -55,6 +55,25 @@ def test_real_values_use_students_t() -> None:
         pytest.approx(0.2),
         pytest.approx(0.2 + 4.303 * 0.1 / 3**0.5, abs=1e-4),
     )
+
+
+@pytest.mark.parametrize(
+    ("count", "error", "quantile"),
+    [
+        (2, 0.01, 63.657), (3, 0.01, 9.925), (4, 0.001, 12.924), (11, 0.01, 3.169),
+        (31, 0.002, 3.385), (41, 0.01, 2.704), (11, 0.0500001, 2.228), (6, 0.0500001, 2.571),
+        (11, 0.05, 2.228),
+    ],
+)  # fmt: skip
+def test_an_interval_is_as_wide_as_the_error_that_is_asked_for(
+    count: int, error: float, quantile: float
+) -> None:
+    """Quantiles from tables of Student's t, for one degree of freedom less than values."""
+    values = [float(number) for number in range(count)]
+    found = estimate_difference(values, error)
+    mean = sum(values) / count
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
+    assert found.high == pytest.approx(mean + quantile * spread, rel=1e-3)
 
 
 def test_many_values_come_near_the_normal_interval() -> None:

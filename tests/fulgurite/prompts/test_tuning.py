@@ -9,7 +9,14 @@ import pytest
 
 from fulgurite.enums import PromptKind, TuningStage
 from fulgurite.events import Event, PromptCost, PromptScore, PromptTuning, PromptUpdate
-from fulgurite.prompts.tuning import Budget, TuningState, add_costs, edits_of, score_id
+from fulgurite.prompts.tuning import (
+    Budget,
+    TuningState,
+    add_costs,
+    edits_of,
+    error_of,
+    score_id,
+)
 from tests.fulgurite.prompts.prompt_updates import version
 
 COST = PromptCost(calls=2, prompt_tokens=10, completion_tokens=5, money=0.5)
@@ -153,3 +160,32 @@ def test_edits_are_the_fields_that_change_requests() -> None:
         "tools": {"t": "d"},
     }
     assert edits_of(None) == {}
+
+
+def compared(prompt: str | None, task: str, tuning: str = "t", alias: str = "policy") -> Event:
+    found = score(prompt, task, 1.0, stage=TuningStage.comparison, tuning=tuning)
+    return msgspec.structs.replace(found, alias=alias)
+
+
+def test_verdicts_on_the_same_tasks_are_counted_over_all_tunings() -> None:
+    other = msgspec.structs.replace(started(), event_id="other", tuning="other")
+    elsewhere = msgspec.structs.replace(started(), event_id="x", alias="x")
+    found = state(
+        elsewhere, other, started("prompt@1"),
+        score("prompt@9", "a", 1.0, tuning="other"),
+        compared(None, "a", "other"), compared("prompt@2", "a", "other"),
+        compared("prompt@2", "b", "other"),
+        compared("prompt@3", "a", "x", alias="x"),
+        compared("prompt@1", "b"), compared("prompt@4", "b"),
+        compared("prompt@5", "c"), compared("prompt@4", "b"),
+    )  # fmt: skip
+    assert found.verdict_number("prompt@4", ["b"]) == 2
+    assert found.verdict_number("prompt@5", ["a", "c"]) == 2
+    assert found.verdict_number("prompt@5", ["c"]) == 1
+
+
+def test_all_verdicts_together_err_with_five_percent() -> None:
+    errors = [error_of(number) for number in range(1, 100_000)]
+    assert errors[0] == pytest.approx(0.0304, abs=1e-4)
+    assert errors == sorted(errors, reverse=True)
+    assert 0.0499 < sum(errors) < 0.05

@@ -57,8 +57,8 @@ def helped_by(question: str, *, spoilt_by: str = "never") -> Any:
     return judge
 
 
-def tune(topic: Topic, agent: Agent, chosen: Plan) -> Verdict:
-    log = topic.log()
+def tune(topic: Topic, agent: Agent, chosen: Plan, tuning: str = "t") -> Verdict:
+    log = topic.log(tuning)
     log.begin(method="demonstrations", train_tasks=6, validation_tasks=8, seed=0)
     scorer = Scorer(log, agent, agent, None, lambda _: None)
     search_demonstrations(chosen, log, scorer, agent)
@@ -119,6 +119,26 @@ def test_what_is_not_better_is_not_proposed() -> None:
     verdict = tune(topic, Agent(topic, helped_by("never shown")), plan())
     assert verdict.decision is None
     assert "no candidate earned more" in (verdict.why_not or "")
+
+
+def test_who_tunes_again_on_the_same_tasks_needs_a_surer_gain() -> None:
+    topic = Topic()
+    first, second = plan(promote=False), plan(promote=False, seed=1)
+    agent = Agent(topic, helped_by(GOOD))
+    once, twice = tune(topic, agent, first), tune(topic, agent, second, "again")
+    assert (once.number, twice.number) == (1, 2)
+    assert once.decision is not None
+    assert twice.decision is not None
+    assert "with 96.96% confidence as verdict 1 on these tasks" in once.decision.reason
+    assert "with 99.24% confidence as verdict 2 on these tasks" in twice.decision.reason
+    assert once.difference is not None
+    assert twice.difference is not None
+    assert once.difference.estimate.mean == twice.difference.estimate.mean
+    assert (twice.difference.estimate.low or 0) < (once.difference.estimate.low or 0)
+    assert tune(topic, agent, first) == once, "a verdict stays what it was"
+    others = tasks("other", 8)
+    fresh = tune(topic, agent, plan(promote=False, validation=others), "fresh")
+    assert fresh.number == 1
 
 
 def test_a_version_set_meanwhile_is_not_replaced() -> None:
