@@ -97,7 +97,7 @@ def prepare_retraining(
             sink.close()
         console.print(plain(_written(plan, report)))
         show_left_out(report.left_out)
-    os.environ.update(_variables(plan, config, people, _model(plan, published)))
+    os.environ.update(run_variables(plan, config, people, _model(plan, published)))
     return plan
 
 
@@ -149,9 +149,10 @@ def _model(plan: Retraining, published: Published) -> Path | None:
     return folder
 
 
-def _variables(
+def run_variables(
     plan: Retraining, config: RunConfig, people: Sequence[str], model: Path | None
 ) -> dict[str, str]:
+    """Variables of the run that trains again. `model`: the parent's weights; None: the run's."""
     found = {
         "policy.name": plan.new_policy,
         "policy.topic": plan.topic,

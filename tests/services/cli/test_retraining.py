@@ -14,6 +14,7 @@ from fulgurite.enums import ArtifactFormat, LedgerTerm, UpdateKind
 from fulgurite.events import Artifact, LedgerEntry, PolicyUpdate
 from fulgurite.ids import owned_group
 from services.cli.people import parse_people
+from services.cli.prepare_retraining import run_variables
 from services.cli.retraining import (
     Retraining,
     find_calls,
@@ -21,6 +22,7 @@ from services.cli.retraining import (
     plan_retraining,
 )
 from services.common.policies.route_targets import Published
+from services.learner.config_file import load
 from services.replay.errors import BadArgument
 from services.replay.tenants import Tenants
 from tests.services.replay.memory_log import MemoryLog
@@ -217,6 +219,23 @@ def test_what_it_was_trained_on_was_generated_by_its_parents_policy(tmp_path: Pa
     found = plan_again(trained_again(tmp_path / "base", parent="policy@0.0"), "c")
     assert found is not None
     assert (str(found.parent), found.rows_of) == (f"{AGAIN}@0.0", "policy")
+
+
+def test_the_claim_of_the_new_policy_says_parent_and_people(tmp_path: Path) -> None:
+    known = trained_again(tmp_path, **FROM)
+    found = plan_again(known, "b")
+    assert found is not None
+    config = load(None, {"FULGURITE_MODEL": "/base"})
+    variables = run_variables(found, config, [ANN, BEN], None)
+    claimed = load(None, {"FULGURITE_MODEL": "/base", **variables}).resolved()
+    first = update(1, tmp_path, policy=found.new_policy, topic=found.topic)
+    publish(known, first, config=claimed)
+    assert left_out_before(found.new_policy, known) == (ANN, BEN)
+    calls = {call: call == "a" for call in "abcd"}
+    entries = [*TWICE, entry(1, "g3", "c#0", policy=found.new_policy)]
+    again = plan_retraining(found.new_policy, known, entries, calls, [ANN, BEN])
+    assert again is not None
+    assert (str(again.first), again.rows_of) == ("policy@1.1", "policy")
 
 
 def test_the_calls_of_two_policies_are_not_trained_at_a_time(tmp_path: Path) -> None:
