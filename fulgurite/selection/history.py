@@ -13,11 +13,8 @@ from fulgurite.enums import SelectionKind, SelectionMode
 from fulgurite.events import EventStruct, PolicyRoute, RouteTarget, SelectionDecision
 from fulgurite.ids import derive_id
 from fulgurite.learning.epochs import Epochs
-from fulgurite.selection.authors import EVALUATION, GATE
+from fulgurite.selection.authors import GATE, is_evaluation
 from fulgurite.selection.variants import name_variant
-
-_OTHERS = (GATE, EVALUATION)
-"""Services that hold an alias, while its selector waits."""
 
 
 class Base(EventStruct, frozen=True, kw_only=True):
@@ -52,7 +49,7 @@ class SelectionHistory:
         """Apply an event; False if it is of another alias or topic, or does not count."""
         if isinstance(event, PolicyRoute) and event.alias == self.alias:
             self.route = event
-            if event.selection is None and event.author not in _OTHERS:
+            if event.selection is None and not _is_held(event):
                 self._own = event
             return True
         if isinstance(event, SelectionDecision) and event.alias == self.alias:
@@ -62,7 +59,7 @@ class SelectionHistory:
     def base(self) -> Base | None:
         """What a selector starts from; None without a route, and while another service holds it."""
         route = self.route
-        if route is None or not route.targets or route.author in _OTHERS:
+        if route is None or not route.targets or _is_held(route):
             return None
         known = self._bases.get(route.selection) if route.selection is not None else None
         if known is not None and self._own is None:
@@ -116,6 +113,11 @@ class SelectionHistory:
     def _of_this_base(self, event: SelectionDecision | None) -> SelectionDecision | None:
         base = self.base()
         return event if event and base and event.base_id == base.route_id else None
+
+
+def _is_held(route: PolicyRoute) -> bool:
+    """Whether a gate or an evaluation holds the alias, while its selector waits."""
+    return route.author == GATE or is_evaluation(route.author)
 
 
 def route_of(

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from fulgurite.events import EventStruct, PolicyRoute, RouteTarget
 from fulgurite.ids import derive_id
-from fulgurite.selection.authors import EVALUATION, GATE
+from fulgurite.selection.authors import GATE, is_evaluation
 from fulgurite.selection.canary import Finding, GuardRails, Verdict
 from fulgurite.selection.variants import name_variant
 from fulgurite.versions import MalformedVersion, Version, parse_version
@@ -70,7 +70,7 @@ def read_shares(route: PolicyRoute | None) -> Shares:
     served = [target for target in route.targets if target.weight > 0]
     if route.author == GATE and len(served) in (1, 2):
         return _read_own(route, served)
-    if route.author == EVALUATION:
+    if is_evaluation(route.author):
         held = (
             "a version is evaluated behind this alias; the gate waits. If no evaluation runs any "
             "more, set a single version with `fulgurite routes set`"

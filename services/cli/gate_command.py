@@ -12,6 +12,7 @@ import typer
 
 from fulgurite.enums import Mode
 from fulgurite.learning.evaluation import ENOUGH_TASKS, MARGIN
+from fulgurite.selection.authors import evaluation_for
 from fulgurite.selection.canary import FEWEST, GuardRails
 from services.cli.errors import report_errors
 from services.cli.gateway_models import GatewaySilent, aliases_of_gateway
@@ -193,7 +194,8 @@ def _run(kafka: KafkaSettings, gate: LiveGate, options: RunOptions | None, *, lo
 
     with interrupts_noted() as stopped:
         if options is not None:
-            with measuring(options, kafka, load=load) as measure:
+            author = evaluation_for(gate.alias)
+            with measuring(options, kafka, load=load, author=author) as measure:
                 Trials(kafka, gate, measure, report).run(stopped)
             return
         with suppress(KeyboardInterrupt):

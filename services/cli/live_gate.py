@@ -14,7 +14,7 @@ import msgspec
 
 from fulgurite.events import PolicyRoute
 from fulgurite.learning.evaluation import shortcoming
-from fulgurite.selection.authors import GATE
+from fulgurite.selection.authors import GATE, evaluation_for
 from fulgurite.selection.canary import Finding, GuardRails, watch
 from fulgurite.selection.live_episodes import LiveEpisode, LiveEpisodes
 from fulgurite.selection.trials import (
@@ -32,6 +32,7 @@ from fulgurite.selection.variants import name_variant
 from fulgurite.topics import AGENT_REWARDS, EPISODES, POLICY_ROUTES
 from fulgurite.versions import base_version
 from services.cli.held_out import Earned, pairs, reason_of
+from services.cli.loading import take_back
 from services.cli.route_effect import RouteEffect
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
@@ -86,12 +87,18 @@ class Trials:
         """Go on until stopped. Raises BadTarget if another service writes the alias's shares,
         LogUnavailable, and what `measure` raises.
         """
+        self._take_back()
         try:
             while not stopped.is_set():
                 if not self.step():
                     stopped.wait(self._gate.poll_s)
         finally:
             self._forget_traffic()
+
+    def _take_back(self) -> None:
+        """Put back the routes of evaluations that this gate was killed in."""
+        for killed in take_back(self._kafka, evaluation_for(self._gate.alias)):
+            self._say(f"{killed} was killed, and its route is taken back")
 
     def step(self) -> bool:
         """Write what the log asks for; returns whether anything was written. Raises as `run`."""

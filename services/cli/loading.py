@@ -8,11 +8,14 @@ from contextlib import contextmanager
 
 import msgspec
 
-from fulgurite.events import RouteTarget
-from fulgurite.selection.authors import EVALUATION
+from fulgurite.events import PolicyRoute, RouteTarget
+from fulgurite.selection.authors import EVALUATION, GATE
+from fulgurite.topics import POLICY_ROUTES
 from fulgurite.versions import Version, base_version
 from services.cli.gateway_models import is_served
 from services.cli.route_effect import RouteEffect
+from services.common.kafka.codec import make_codec
+from services.common.kafka.consumer import read_all
 from services.common.kafka.settings import KafkaSettings
 from services.common.policies.route_log import last_routes, publish_route, write_route
 from services.common.policies.route_targets import BadTarget, read_published
@@ -22,7 +25,13 @@ _POLL_S = 0.1
 
 @contextmanager
 def loaded(
-    kafka: KafkaSettings, alias: str, version: Version, wait_s: float, *, load: bool
+    kafka: KafkaSettings,
+    alias: str,
+    version: Version,
+    wait_s: float,
+    *,
+    load: bool,
+    author: str = EVALUATION,
 ) -> Generator[None]:
     """Hold a version at the backends until the block ends. Raises BadTarget if none loads it.
 
@@ -42,7 +51,7 @@ def loaded(
     with RouteEffect(kafka, published) as effect:
         routed = with_share_of_0(targets, wanted) if is_adapter else (wanted,)
         reason = f"evaluation of {version}"
-        ours = write_route(kafka, alias, routed, reason, author=EVALUATION)
+        ours = write_route(kafka, alias, routed, reason, author=author)
         try:
             if not effect.wait((wanted,), wait_s):
                 raise BadTarget(f"no backend has loaded {version}: see `fulgurite status`")
@@ -56,7 +65,33 @@ def loaded(
                 # The same event: who wrote it, when and why stays.
                 publish_route(kafka, before)
             else:
-                write_route(kafka, alias, (), f"{version} is evaluated", (), author=EVALUATION)
+                write_route(kafka, alias, (), f"{version} is evaluated", (), author=author)
+
+
+def take_back(kafka: KafkaSettings, author: str) -> list[str]:
+    """Put back the routes that evaluations by this author have replaced, which were killed.
+
+    Returns what they were, for people. Raises LogUnavailable.
+    """
+    routes: dict[str, list[PolicyRoute]] = {}
+    for record in read_all(kafka, POLICY_ROUTES, make_codec()):
+        if isinstance(record.event, PolicyRoute):
+            routes.setdefault(record.event.alias, []).append(record.event)
+    found: list[str] = []
+    for alias, known in routes.items():
+        killed = known[-1]
+        if killed.author != author or not killed.targets:
+            continue
+        before = next((route for route in reversed(known) if route.author != author), None)
+        if before is not None and before.targets == killed.previous:
+            publish_route(kafka, before)
+        else:
+            # The topic is compacted, or there was no route.
+            reason = f"taken back: {killed.reason}"
+            by = GATE if killed.previous else author
+            write_route(kafka, alias, killed.previous, reason, (), author=by)
+        found.append(f"{alias}: {killed.reason}")
+    return found
 
 
 def with_share_of_0(

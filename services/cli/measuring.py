@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from fulgurite.selection.authors import EVALUATION
 from fulgurite.versions import parse_version
 from services.cli.gateway_models import GatewaySilent
 from services.cli.held_out import Earned, is_version, tasks_of
@@ -29,9 +30,11 @@ _LOAD_WAIT_S = 120.0
 
 @contextmanager
 def measuring(
-    options: RunOptions, kafka: KafkaSettings, *, load: bool
+    options: RunOptions, kafka: KafkaSettings, *, load: bool, author: str = EVALUATION
 ) -> Generator[Callable[[str], Earned]]:
     """Yield what runs the agent on all tasks with a model. Leaves the block when it is stopped.
+
+    `author`: of the routes that hold a version at the backends meanwhile.
 
     Raises BadArgument if a run cannot continue.
     """
@@ -41,7 +44,9 @@ def measuring(
 
     def measure(model: str) -> Earned:
         held = (
-            loaded(kafka, options.model, parse_version(model), _LOAD_WAIT_S, load=load)
+            loaded(
+                kafka, options.model, parse_version(model), _LOAD_WAIT_S, load=load, author=author
+            )
             if is_version(model)
             else nullcontext()
         )

@@ -17,7 +17,7 @@ import pytest
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import UpdateKind
 from fulgurite.events import AgentReward, Event, PolicyRoute, PolicyUpdate, RouteTarget
-from fulgurite.selection.authors import GATE
+from fulgurite.selection.authors import GATE, evaluation_for
 from fulgurite.selection.canary import GuardRails
 from fulgurite.topics import AGENT_REWARDS, EPISODES, POLICY_ROUTES, POLICY_UPDATES, Topic
 from services.cli.held_out import Earned
@@ -256,3 +256,48 @@ def test_held_out_tasks_come_first(log: KafkaSettings) -> None:
     stopped.set()
     trials.run(stopped)
     assert len(routes(log)) == 1
+
+
+def start_and_stop(log: KafkaSettings) -> list[str]:
+    """What a gate says that is stopped at once."""
+    said: list[str] = []
+    stopped = threading.Event()
+    stopped.set()
+    Trials(log, LIVE, None, said.append).run(stopped)
+    return said
+
+
+def test_a_gate_takes_back_the_route_of_an_evaluation_that_it_was_killed_in(
+    log: KafkaSettings,
+) -> None:
+    publish(log, POLICY_UPDATES, [claim(), version(1)])
+    assert Trials(log, LIVE, None, lambda _: None).step()
+    (pinned,) = routes(log)
+    held = msgspec.structs.replace(target("policy@1.2"), weight=0.0)
+    targets, author = (*pinned.targets, held), evaluation_for("policy")
+    write_route(log, "policy", targets, "evaluation of policy@1.2", author=author)
+    (said,) = start_and_stop(log)
+    assert said == "policy: evaluation of policy@1.2 was killed, and its route is taken back"
+    assert routes(log)[-1] == pinned
+    assert start_and_stop(log) == []
+
+
+def test_it_takes_back_the_route_of_its_held_out_tasks_alias_and_of_no_others(
+    log: KafkaSettings,
+) -> None:
+    whole = (target("policy@1.2"),)
+    for alias, author in (("tasks", evaluation_for("policy")), ("policy", evaluation_for("x"))):
+        write_route(log, alias, whole, "evaluation", author=author)
+    start_and_stop(log)
+    assert [(route.alias, route.targets) for route in routes(log)[2:]] == [("tasks", ())]
+
+
+def test_a_route_that_was_compacted_away_is_written_from_what_replaced_it(
+    log: KafkaSettings,
+) -> None:
+    before, author = (target("policy@1.1"),), evaluation_for("policy")
+    write_route(log, "policy", (target("policy@1.2"),), "evaluation", before, author=author)
+    start_and_stop(log)
+    last = routes(log)[-1]
+    assert (last.targets, last.author) == (before, GATE)
+    assert last.reason == "taken back: evaluation"

@@ -9,7 +9,7 @@ import pytest
 
 from fulgurite.enums import SelectionKind, SelectionMode
 from fulgurite.events import PolicyRoute, RouteTarget, SelectionDecision
-from fulgurite.selection.authors import EVALUATION, GATE
+from fulgurite.selection.authors import EVALUATION, GATE, evaluation_for
 from fulgurite.selection.history import Base, SelectionHistory, route_of
 
 A, B = (RouteTarget(policy="", upstream=name, weight=0.5) for name in "ab")
@@ -75,7 +75,7 @@ def test_the_base_is_the_last_route_that_no_selector_wrote() -> None:
     assert again == Base(route_id="route-9", time=9, targets=(A, B))
 
 
-@pytest.mark.parametrize("author", [GATE, EVALUATION])
+@pytest.mark.parametrize("author", [GATE, EVALUATION, evaluation_for("policy")])
 def test_there_is_no_base_while_another_service_holds_the_alias(author: str) -> None:
     operator = route(1, *TARGETS)
     held = history(operator, route(2, A, author=author))

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from fulgurite.events import PolicyRoute, RouteTarget
-from fulgurite.selection.authors import EVALUATION, GATE
+from fulgurite.selection.authors import EVALUATION, GATE, evaluation_for
 from fulgurite.selection.canary import Finding, GuardRails, Verdict
 from fulgurite.selection.trials import (
     Change,
@@ -143,6 +143,7 @@ def test_an_upstream_may_be_the_stable_one() -> None:
         ((target("policy@1.2", 0.5), target("policy@1.3", 0.5)), "ann", "names 2 versions"),
         ((target(None),), "ann", "names the newest version"),
         ((target("policy@1.2"),), EVALUATION, "a version is evaluated"),
+        ((target("policy@1.2"),), evaluation_for("other"), "a version is evaluated"),
     ],
 )
 def test_what_holds_a_gate(targets: tuple[RouteTarget, ...], author: str, why: str) -> None:
