@@ -185,7 +185,7 @@ TWICE = [
     entry(1, "g3", "c#0", policy=AGAIN),
     entry(2, "g4", "d#0", policy=AGAIN),
 ]
-FROM = {"parent": "policy@1.2", "without": [BEN]}
+FROM: dict[str, Any] = {"parent": "policy@1.2", "without": [BEN]}
 
 
 def plan_again(known: Published, *theirs: str) -> Retraining | None:
