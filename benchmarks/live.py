@@ -6,7 +6,8 @@
 `honest` begins with the base model. `poisoned` goes on from its log: a fifth of the votes are
 turned into their opposite, and one user floods. At its end somebody publishes the weights of the
 first version again. The gate is killed once in the middle of each part. Times are a twentieth of
-real ones: votes come 0.1 to 12 seconds after an answer.
+real ones: votes come 0.1 to 12 seconds after an answer. After every 48 conversations the users wait
+for the learner.
 
 What has a report is not run again, so an interrupted benchmark goes on with the part that it was
 at.
@@ -59,6 +60,10 @@ SETTINGS = {
 }
 _LAST_CHANCE = 400
 """Conversations after which a bad version counts as not rolled back."""
+_WAVE = 48
+"""Conversations before the users wait for a version: on two cores a model that answers leaves its
+learner little time, and how often it steps would be the machine's doing.
+"""
 _CHUNK = 40
 _SETTLING_S = 120.0
 _STOP_S = 30.0
@@ -124,8 +129,12 @@ class Run:
         decided = len(self._decisions())
         first = self._serving()
         with self._gate() as gate, self._fallback():
-            progress = Progress(conversations)
-            held = self._hold(conversations, _both(progress, _once(conversations // 2, gate)))
+            on_end = _both(Progress(conversations), _once(conversations // 2, gate))
+            held: list[Conversation] = []
+            while len(held) < conversations:
+                versions = self._versions()
+                held += self._hold(min(_WAVE, conversations - len(held)), on_end)
+                self._wait_for_more(versions)
             bad = self._publish_first_again() if self._is_last else None
             served = self._serving()
             after: list[Conversation] = []
@@ -147,6 +156,12 @@ class Run:
             ledger=self._ledger(waits=bad is None),
             seconds=time.monotonic() - began,
         )
+
+    def _wait_for_more(self, versions: int) -> None:
+        """Wait until there are more versions, or two minutes."""
+        deadline = time.monotonic() + _SETTLING_S
+        while self._versions() <= versions and time.monotonic() < deadline:
+            time.sleep(1)
 
     def _hold(self, count: int, on_end: Callable[[Conversation], None]) -> list[Conversation]:
         tasks: list[Task] = [next(self._tasks) for _ in range(count)]
