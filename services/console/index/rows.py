@@ -136,7 +136,7 @@ def group_row(status: AgentStatus, declaration: Declaration, place: Place) -> Ro
         "rollout_ids": list(declaration.rollout_ids),
         "deadline": declaration.deadline,
         "expected_rewards": list(declaration.expected_rewards),
-        "reward_weights": _json(declaration.reward_weights),
+        "reward_weights": declaration.reward_weights,
         "credit_rule": declaration.credit_rule,
         "max_attempts": declaration.max_attempts,
         **_at(place),
@@ -218,7 +218,7 @@ def trajectory_row(row: Trajectory, place: Place) -> Row:
         "group_members_scored": row.group_members_scored,
         "tokens": token_count(row.token_ids),
         "episode_reward": row.episode_reward,
-        "rewards": _json(row.rewards),
+        "rewards": row.rewards,
         "credit_rule": row.credit_rule,
         "break_kind": _value(row.break_kind),
         "failure": _value(row.failure),
@@ -324,7 +324,7 @@ def update_row(update: PolicyUpdate, place: Place, *, counts: bool, elsewhere: b
         "artifact_format": None if artifact is None else artifact.format.value,
         "topic": update.topic,
         "trained_actions": update.trained_actions,
-        "metrics": _json(update.metrics),
+        "metrics": update.metrics,
         "config": None if update.config is None else without_secrets(update.config),
         "offline_method": update.offline_method,
         "offset": place[1],
@@ -336,7 +336,7 @@ def route_row(route: PolicyRoute, place: Place) -> Row:
     return {
         **_event(route),
         "alias": route.alias,
-        "targets": _json(route.targets),
+        "targets": route.targets,
         "reason": route.reason,
         "author": route.author,
         "selection": route.selection,
@@ -390,9 +390,9 @@ def prompt_row(update: PromptUpdate, place: Place) -> Row:
         "parent": update.parent,
         "system": update.system,
         "prefix": update.prefix,
-        "sections": _json(update.sections),
+        "sections": update.sections,
         "demonstrations": _json(update.demonstrations),
-        "tools": _json(update.tools),
+        "tools": update.tools,
         "reason": update.reason,
         "author": update.author,
         "tuning": update.tuning,
@@ -495,5 +495,5 @@ def _error(text: str | None) -> str | None:
 
 
 def _json(value: object) -> str:
-    """Encode a map or a list; DuckDB casts it. A number that is not finite becomes null."""
+    """Encode a list for a column of text. A number that is not finite becomes null."""
     return msgspec.json.encode(value).decode()

@@ -32,6 +32,7 @@ from services.console.index.database import (
     read_definitions,
 )
 from services.console.index.errors import ForeignIndex, IndexLocked, OutdatedIndex
+from services.console.index.insertion import RowInserter
 from services.console.index.rows import Row
 
 Position = tuple[str, int]
@@ -112,7 +113,7 @@ class IndexWriter:
             RecursionError,
         )
         """What a record raises whose values do not fit."""
-        self._columns = self._read_columns()
+        self._inserter = RowInserter(self._db)
         self._epochs = self._read_epochs()
 
     def close(self) -> None:
@@ -241,17 +242,6 @@ class IndexWriter:
                 f"{self.path} is of the deployment with prefix {prefix!r}, not {self._prefix!r}"
             )
 
-    def _read_columns(self) -> dict[str, dict[str, str]]:
-        """The columns of each table with their types."""
-        found = self._db.execute(
-            "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal "
-            "ORDER BY table_name, column_index"
-        ).fetchall()
-        columns: dict[str, dict[str, str]] = {}
-        for table, column, kind in found:
-            columns.setdefault(table, {})[column] = kind
-        return columns
-
     def _read_epochs(self) -> dict[str, PolicyEpochs]:
         """Fold the claims and updates of the file."""
         epochs: dict[str, PolicyEpochs] = {}
@@ -378,16 +368,7 @@ class IndexWriter:
             self._insert(table, list(rows.values()))
 
     def _insert(self, table: str, rows: Sequence[Row]) -> None:
-        """Insert rows, a column at a time: one statement for all of them."""
-        if not rows:
-            return
-        columns = self._columns[table]
-        names = ", ".join(f'"{name}"' for name in columns)
-        values = ", ".join(_value_of(kind) for kind in columns.values())
-        self._db.execute(
-            f"INSERT INTO {table} ({names}) SELECT {values}",
-            [[row[name] for row in rows] for name in columns],
-        )
+        self._inserter.insert(table, rows)
 
     def _write_gaps(self, gaps: Sequence[Gap]) -> None:
         now = self._now_ms()
@@ -487,15 +468,6 @@ def _funnel_query() -> str:
     if found is None:
         raise ValueError("views.sql has no view action_outcomes")
     return read_definitions("funnel.sql").replace("FROM action_outcomes", f"FROM ({found[1]})")
-
-
-def _value_of(kind: str) -> str:
-    """The SQL that turns a parameter, a list of a column's values, into rows of the column."""
-    if kind == "TIMESTAMP":
-        return "epoch_ms(unnest(?::BIGINT[]))"
-    if kind.startswith(("MAP", "STRUCT")):
-        return f"unnest(?::VARCHAR[])::JSON::{kind}"
-    return f"unnest(?::{kind}[])"
 
 
 def _open(path: Path, memory: str, threads: int) -> Any:
