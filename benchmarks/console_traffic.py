@@ -41,6 +41,8 @@ _TEMPLATES = 40
 """Different groups; each has its time of the day, version and run."""
 _BEGAN_MS = 1_780_000_000_000
 _DAY_MS = 24 * 3600 * 1000
+ENDED_MS = _BEGAN_MS + _DAY_MS
+"""End of the day, in Unix milliseconds."""
 _PROMPT, _ANSWER = 700, 150
 """Tokens of the first prompt, and of each answer."""
 _WORDS = ("reads a table,", "calls a tool,", "looks at what it gave", "says why", "it is so")
@@ -52,14 +54,16 @@ Message = tuple[Topic, bytes, bytes]
 """Topic, key and value."""
 
 
-def traffic(calls: int) -> Iterator[Message]:
-    """Groups with all that becomes of them, until there are so many calls."""
+def traffic(calls: int, first: int = 0, end: int | None = None) -> Iterator[Message]:
+    """A day of so many calls: groups with all that becomes of them, from number `first` to before
+    `end`, by default the last one.
+    """
     codec = Codec()
-    for step in range(_TEMPLATES):
+    for step in range(_TEMPLATES if first == 0 else 0):
         update = _update(step)
         yield POLICY_UPDATES, b"policy", codec.encode(update)
     templates = [_Template(number, codec) for number in range(_TEMPLATES)]
-    for number in range(calls // CALLS):
+    for number in range(first, calls // CALLS if end is None else end):
         # In order of time, as a day is.
         yield from templates[number * _TEMPLATES // (calls // CALLS)].copy(number)
 

@@ -19,6 +19,12 @@ from services.console.index.errors import NoIndex
 LAYOUT = 2
 """Version of the tables. A file of another version is deleted and built again from the log."""
 
+_CHECKPOINT = "128MB"
+"""How much is written ahead until it is moved into the tables. With DuckDB's 16 MB the last rows of
+every table were compressed again at each second transaction of a large log: an eighth of the time
+of writing it, and a file of 1.8 times the size.
+"""
+
 CONFIG = {
     # A query cannot read or write files, load extensions, or see variables of this program.
     "enable_external_access": "false",
@@ -47,6 +53,7 @@ def bound(connection: Any, memory: str, threads: int) -> None:
     """Limit what all queries of this process on the file may use, and forbid other settings."""
     connection.execute(f"SET memory_limit = '{memory}'")
     connection.execute(f"SET threads = {threads}")
+    connection.execute(f"SET checkpoint_threshold = '{_CHECKPOINT}'")
     connection.execute("SET lock_configuration = true")
 
 

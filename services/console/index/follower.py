@@ -33,8 +33,12 @@ _POLL_S = 0.2
 """How soon a stop is noticed; a record wakes the poll at once."""
 _GATHER_S = 0.25
 """How long records are gathered for one transaction: each costs a write to disk."""
-_BATCH = 10_000
-_BATCH_BYTES = 32 * 1024**2
+_CATCH_UP_GATHER_S = 3.0
+"""How long, while more than a transaction's records wait: a group whose records come with several
+transactions is computed with each of them.
+"""
+_BATCH = 20_000
+_BATCH_BYTES = 96 * 1024**2
 _ENDS_S = 1.0
 """Seconds between two looks at the ends of partitions, where nothing is read."""
 _RETENTION_S = 60.0
@@ -147,7 +151,8 @@ class LogFollower:
         """Gather the records of one transaction."""
         found: list[LogRecord] = []
         size = 0
-        until = time.monotonic() + _GATHER_S
+        behind = sum(self._ends[place] - offset for place, offset in self._next.items())
+        until = time.monotonic() + (_CATCH_UP_GATHER_S if behind > _BATCH else _GATHER_S)
         # A consumer waits for a full batch or its time-out: wait for one record, then take more.
         messages = consumer.consume(1, _POLL_S)
         while messages:
