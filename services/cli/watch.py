@@ -188,8 +188,9 @@ def status_line(run: WatchedRun) -> Text:
         if count:
             line.append("  ")
             line.append(f"{count} {state}", style=_STYLES[RolloutState(state)])
-    if run.reward is not None:
-        line.append(f"  reward {run.reward:.3f} (last {RECENT})")
+    for mode, scores in run.scores.items():
+        if scores.reward is not None:
+            line.append(f"  reward {scores.reward:.3f} ({mode}, last {RECENT})")
     if run.version is not None:
         line.append(f"  {run.version}")
     return line
@@ -198,8 +199,9 @@ def status_line(run: WatchedRun) -> Text:
 def render(run: WatchedRun, width: int) -> RenderableType:
     """Draw status, curve and samples."""
     parts: list[RenderableType] = [status_line(run)]
-    if run.curve:
-        parts.append(_curve(run.curve[-_CURVE:]))
+    parts += [
+        _curve(mode, scores.curve[-_CURVE:]) for mode, scores in run.scores.items() if scores.curve
+    ]
     if run.samples:
         text = max(16, (width - 44) // 2)
         table = Table("rollout", "reward", "task", "last answer", title="newest samples", box=None)
@@ -214,8 +216,9 @@ def render(run: WatchedRun, width: int) -> RenderableType:
     return Group(*parts)
 
 
-def _curve(points: list[CurvePoint]) -> Table:
-    table = Table("version", "mean reward", "", "rollouts", title="reward by version", box=None)
+def _curve(mode: str, points: list[CurvePoint]) -> Table:
+    title = f"reward by version ({mode})"
+    table = Table("version", "mean reward", "", "rollouts", title=title, box=None)
     low = min(0.0, *(point.reward for point in points))
     high = max(1.0, *(point.reward for point in points))
     for point in points:

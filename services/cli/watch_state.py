@@ -9,7 +9,14 @@ from enum import StrEnum
 
 import msgspec
 
-from fulgurite.enums import EpisodeOutcome, FilterReason, LedgerTerm, StatusKind, UpdateKind
+from fulgurite.enums import (
+    EpisodeOutcome,
+    FilterReason,
+    LedgerTerm,
+    Mode,
+    StatusKind,
+    UpdateKind,
+)
 from fulgurite.events import (
     AgentReward,
     AgentStatus,
@@ -25,7 +32,7 @@ from services.cli.event_lines import last_answer
 from services.runner.scoreboard import CurvePoint, Scoreboard
 
 RECENT = 48
-"""How many rollouts the shown reward averages, as in the line of `fulgurite run`."""
+"""How many rollouts of a mode its shown reward averages, as in the line of `fulgurite run`."""
 
 _SAMPLES = 5
 _EARLY = 10_000
@@ -54,6 +61,9 @@ class RolloutState(StrEnum):
     """It is not trained for another reason, which `fulgurite ledger` names."""
 
 
+_MODES = (Mode.train, Mode.val, Mode.live)
+"""In the order in which they are shown."""
+
 _FIRST = (
     RolloutState.trained,
     RolloutState.errored,
@@ -76,6 +86,14 @@ class Sample(msgspec.Struct, frozen=True):
     version: str | None
 
 
+class ModeScores(msgspec.Struct, frozen=True):
+    """The rewards of a run's rollouts of one mode: training and held-out tasks are never mixed."""
+
+    reward: float | None
+    """Mean of the newest rollouts with a reward."""
+    curve: list[CurvePoint]
+
+
 class WatchedRun(msgspec.Struct, frozen=True):
     """What is shown of a run."""
 
@@ -83,11 +101,10 @@ class WatchedRun(msgspec.Struct, frozen=True):
     rollouts: int
     states: dict[str, int]
     """Rollouts by state; every state is there."""
-    reward: float | None
-    """Mean of the newest rollouts with a reward."""
     version: str | None
     """The policy's newest version."""
-    curve: list[CurvePoint]
+    scores: dict[str, ModeScores]
+    """By mode: `train`, `val`, `live`, those of which groups were declared."""
     samples: list[Sample]
 
 
@@ -104,12 +121,30 @@ class _Rollout:
 class _Run:
     """One run, or the groups that name none."""
 
-    def __init__(self, first: Declaration) -> None:
-        self.policy = first.policy or ""
-        self.board = Scoreboard(first.expected_rewards, first.reward_weights, self.policy)
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+        self.boards: dict[Mode, Scoreboard] = {}
         self.rollouts: dict[str, _Rollout] = {}
         self.newest: deque[str] = deque(maxlen=_SAMPLES)
         """Rollouts by the end of their episodes."""
+
+    def declare(self, mode: Mode, group_id: str, declaration: Declaration) -> None:
+        """Add a group."""
+        board = self.boards.setdefault(
+            mode,
+            Scoreboard(declaration.expected_rewards, declaration.reward_weights, self.policy),
+        )
+        for rollout_id in declaration.rollout_ids:
+            board.expect(group_id, rollout_id)
+            self.rollouts[rollout_id] = _Rollout()
+
+    def scores(self) -> dict[str, ModeScores]:
+        """Rewards by mode."""
+        return {
+            mode.value: ModeScores(board.recent(RECENT), board.curve())
+            for mode in _MODES
+            if (board := self.boards.get(mode)) is not None
+        }
 
 
 class WatchState:
@@ -143,9 +178,12 @@ class WatchState:
             return
         if not isinstance(event, AgentStatus | Episode | AgentReward | LedgerEntry):
             return
-        declaration = getattr(event, "declaration", None)
-        if declaration is not None and event.group_id not in self._groups:
-            self._declare(event.group_id, declaration)
+        if (
+            isinstance(event, AgentStatus | Episode)
+            and (declaration := event.declaration) is not None
+            and event.group_id not in self._groups
+        ):
+            self._declare(event.mode, event.group_id, declaration)
         if event.group_id in self._groups:
             self._apply(self._runs[self._groups[event.group_id]], event)
         elif not isinstance(event, Episode):
@@ -157,12 +195,13 @@ class WatchState:
         run = self._runs.get(run_id)
         if run is None:
             states = dict.fromkeys(map(str, RolloutState), 0)
-            return WatchedRun(run_id, 0, states, None, None, [], [])
+            return WatchedRun(run_id, 0, states, None, {}, [])
         counted = Counter(str(_state(one)) for one in run.rollouts.values())
         scores = {
             score.rollout_id: score
-            for group in run.board.groups()
-            for score in run.board.scores(group)
+            for board in run.boards.values()
+            for group in board.groups()
+            for score in board.scores(group)
         }
         samples: list[Sample] = []
         for rollout_id in run.newest:
@@ -173,22 +212,19 @@ class WatchState:
             run_id=run_id,
             rollouts=len(run.rollouts),
             states={str(state): counted[str(state)] for state in RolloutState},
-            reward=run.board.recent(RECENT),
             version=self._versions.get(run.policy),
-            curve=run.board.curve(),
+            scores=run.scores(),
             samples=samples,
         )
 
-    def _declare(self, group_id: str, declaration: Declaration) -> None:
+    def _declare(self, mode: Mode, group_id: str, declaration: Declaration) -> None:
         run_id = declaration.run_id
-        run = self._runs.get(run_id) or _Run(declaration)
+        run = self._runs.get(run_id) or _Run(declaration.policy or "")
         # The run that was declared last is the last of the dictionary.
         self._runs.pop(run_id, None)
         self._runs[run_id] = run
         self._groups[group_id] = run_id
-        for rollout_id in declaration.rollout_ids:
-            run.board.expect(group_id, rollout_id)
-            run.rollouts[rollout_id] = _Rollout()
+        run.declare(mode, group_id, declaration)
         for event in self._early.pop(group_id, ()):
             self._apply(run, event)
 
@@ -207,7 +243,9 @@ class WatchState:
             case Episode():
                 self._apply_episode(run, event)
             case AgentReward():
-                run.board.on_reward(event)
+                # Each keeps those of its own rollouts.
+                for board in run.boards.values():
+                    board.on_reward(event)
                 rollout = run.rollouts.get(event.rollout_id)
                 if rollout is not None and event.value is None and event.error is not None:
                     rollout.failed_rewards.add(event.name)
@@ -222,7 +260,8 @@ class WatchState:
                 pass
 
     def _apply_episode(self, run: _Run, episode: Episode) -> None:
-        run.board.on_episode(episode)
+        for board in run.boards.values():
+            board.on_episode(episode)
         rollout = run.rollouts.get(episode.rollout_id)
         if rollout is None or episode.will_retry:
             return

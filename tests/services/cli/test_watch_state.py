@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
-from fulgurite.enums import FilterReason, LedgerTerm, StatusKind, UpdateKind
+from fulgurite.enums import FilterReason, LedgerTerm, Mode, StatusKind, UpdateKind
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import Episode, Event, LedgerEntry, PolicyUpdate
 from fulgurite.failures import FailureKind
@@ -124,8 +124,10 @@ def test_curve_samples_and_the_newest_version_are_shown() -> None:
     for event in (DECLARED, make_episode(0), make_episode(1), make_reward(0, 0, 0.25)):
         state.add(event)
     run = state.shown(state.newest_run)
-    assert (run.run_id, run.version, run.reward) == ("run-1", "policy@1.2", 0.25)
-    assert [(point.version, point.reward) for point in run.curve] == [("policy@0.0", 0.25)]
+    assert (run.run_id, run.version) == ("run-1", "policy@1.2")
+    (scores,) = run.scores.values()
+    assert scores.reward == 0.25
+    assert [(point.version, point.reward) for point in scores.curve] == [("policy@0.0", 0.25)]
     assert [(one.answer, one.reward) for one in run.samples] == [("said 0", 0.25), ("said 1", None)]
     written = io.StringIO()
     console = EscapingConsole(file=written, width=160, highlight=False)
@@ -140,6 +142,37 @@ def test_curve_samples_and_the_newest_version_are_shown() -> None:
         "0.250",
     ):
         assert part in said
+
+
+def test_training_and_held_out_tasks_have_curves_of_their_own() -> None:
+    state = WatchState()
+    held_out = make_declared(1, 1, run_id="run-1", mode=Mode.val)
+    call = make_call(1, 0, mode=Mode.val)
+    episode = stitch([call, make_status(1, 0, mode=Mode.val), held_out])
+    assert episode is not None
+    for event in (
+        make_reward(1, 0, 0.75),
+        DECLARED,
+        held_out,
+        make_episode(0),
+        episode,
+        make_reward(0, 0, 0.25),
+    ):
+        state.add(event)
+    run = state.shown("run-1")
+    assert {mode: scores.reward for mode, scores in run.scores.items()} == {
+        "train": 0.25,
+        "val": 0.75,
+    }
+    for scores in run.scores.values():
+        (point,) = scores.curve
+        assert (point.reward, point.rollouts) == (scores.reward, 1)
+    assert run.rollouts == 4
+    assert {one.reward for one in run.samples} == {0.25, 0.75}
+    written = io.StringIO()
+    EscapingConsole(file=written, width=160, highlight=False).print(render(run, 160))
+    for part in ("0.250 (train, last 48)", "0.750 (val, last 48)", "reward by version (val)"):
+        assert part in written.getvalue()
 
 
 def test_the_run_that_was_declared_last_is_the_newest() -> None:
