@@ -14,7 +14,7 @@ from typing import Any
 
 from services.console.index.answers import Answer, Query, run_query
 from services.console.index.database import connect, duckdb, is_locked
-from services.console.index.errors import NoIndex
+from services.console.index.errors import BadQuery, NoIndex
 from services.console.index.remote import ask_writer
 
 TIMEOUT_S = 30.0
@@ -34,8 +34,15 @@ class IndexReader:
         self._most_bytes = most_bytes
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Return the rows of a query as dictionaries. Raises BadQuery, NoIndex."""
+        """Return all rows of a query as dictionaries. Raises NoIndex, and BadQuery also for more
+        than `LIMIT` rows.
+        """
         found = self.ask(sql, parameters)
+        if found.is_cut:
+            raise BadQuery(
+                f"the query has more than {LIMIT:,} rows, and a part of them would be no answer: "
+                f"aggregate in SQL, or add LIMIT. It begins with {sql.strip()[:80]!r}"
+            )
         return [dict(zip(found.columns, row, strict=True)) for row in found.rows]
 
     def ask(self, sql: str, parameters: Sequence[Any] = (), limit: int = LIMIT) -> Answer:

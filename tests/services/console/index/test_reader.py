@@ -14,7 +14,7 @@ import pytest
 
 from services.console.index.errors import BadQuery, IndexLocked, NoIndex
 from services.console.index.query_server import QueryServer
-from services.console.index.reader import IndexReader
+from services.console.index.reader import LIMIT, IndexReader
 from services.console.index.remote import socket_path
 from services.console.index.writer import IndexWriter
 from tests.services.console.index.recorded_log import open_writer, record_everything
@@ -112,6 +112,13 @@ def test_rows_beyond_the_limit_are_left_out(writer: IndexWriter, path: Path) -> 
     found = IndexReader(path).ask("SELECT call_id FROM calls", limit=3)
     assert (len(found.rows), found.is_cut) == (3, True)
     assert not IndexReader(path).ask("SELECT 1", limit=1).is_cut
+
+
+def test_rows_that_would_be_cut_are_an_error(writer: IndexWriter, path: Path) -> None:
+    reader = IndexReader(path)
+    assert len(reader.rows(f"SELECT * FROM range({LIMIT})")) == LIMIT
+    with pytest.raises(BadQuery, match=r"more than 100,000 rows.*FROM range"):
+        reader.rows(f"SELECT * FROM range({LIMIT + 1})")
 
 
 def test_threads_read_while_one_writes(writer: IndexWriter, path: Path) -> None:
