@@ -13,6 +13,7 @@ from services.common.kafka.dead_letters import words_of
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.clock import now_ms
 from services.console.index.batch import LogRecord
+from services.console.index.database import delete_index
 from services.console.index.errors import IndexFailed, OutdatedIndex
 from services.console.index.writer import IndexWriter
 from services.replay.archive import ArchiveSource
@@ -32,7 +33,7 @@ def index_archive(folder: Path) -> Path:
         try:
             _add_records(source, path)
         except OutdatedIndex:
-            path.unlink()
+            delete_index(path)
             _add_records(source, path)
     except IndexFailed as error:
         raise OSError(str(error)) from error

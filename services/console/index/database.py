@@ -57,6 +57,12 @@ def bound(connection: Any, memory: str, threads: int) -> None:
     connection.execute("SET lock_configuration = true")
 
 
+def delete_index(path: Path) -> None:
+    """Delete the file and what was written ahead of it, which a new file would not fit."""
+    path.unlink(missing_ok=True)
+    path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
+
+
 def is_locked(error: Exception) -> bool:
     """Whether a file could not be opened because another process has it open."""
     return "Could not set lock on file" in str(error)

@@ -12,6 +12,7 @@ from fulgurite.errors import BadPrices
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
+from services.console.index.database import delete_index
 from services.console.index.errors import IndexFailed, IndexLocked, OutdatedIndex
 from services.console.index.follower import LogFollower
 from services.console.index.query_server import QueryServer
@@ -80,7 +81,8 @@ class IndexService:
         try:
             return self._make_writer()
         except OutdatedIndex as error:
-            self._delete(error)
+            _warn(error)
+            delete_index(self._settings.index)
             return self._make_writer()
 
     def _rebuild(self, reason: OutdatedIndex) -> None:
@@ -88,12 +90,6 @@ class IndexService:
         _warn(reason)
         self._writer.clear()
         self._follower = self._make_follower()
-
-    def _delete(self, reason: OutdatedIndex) -> None:
-        _warn(reason)
-        path = self._settings.index
-        path.unlink(missing_ok=True)
-        path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
 
     def _make_writer(self) -> IndexWriter:
         """Open the file, once a query that reads it without a console has ended."""

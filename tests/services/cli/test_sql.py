@@ -132,3 +132,15 @@ def test_an_archive_has_the_same_tables(index: Path, tmp_path: Path) -> None:
     assert len(some) <= len(rows)
     assert rows == json.loads(run(query, "--json"))
     assert rows == json.loads(run("--archive", str(folder), query, "--json"))
+
+
+def test_an_index_of_an_archive_with_other_tables_is_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    archive(folder, LOG, 0, len(LOG.records))
+    query = "SELECT count(*) AS n FROM calls"
+    before = run("--archive", str(folder), query, "--json")
+    writer = open_writer(folder / "index.duckdb")
+    writer.execute("UPDATE about SET layout = 0")
+    writer.execute("DELETE FROM calls")
+    writer.close()
+    assert run("--archive", str(folder), query, "--json") == before

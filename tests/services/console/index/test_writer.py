@@ -14,7 +14,7 @@ from fulgurite.cost.prices import parse_prices
 from fulgurite.enums import LedgerTerm, UpdateKind
 from fulgurite.events import GroupClosed, LedgerEntry, Trajectory
 from fulgurite.ids import action_id
-from services.console.index.database import connect
+from services.console.index.database import connect, delete_index
 from services.console.index.errors import ForeignIndex, OutdatedIndex
 from services.console.index.reader import IndexReader
 from services.console.index.writer import IndexWriter
@@ -28,7 +28,7 @@ from tests.services.console.index.recorded_log import (
     open_writer,
     record_everything,
 )
-from tests.synthetic import group_id, make_call, rollout_id
+from tests.synthetic import group_id, make_call, make_reward, rollout_id
 
 LOG = record_everything()
 TABLES = (
@@ -341,10 +341,38 @@ def test_a_record_with_a_value_that_does_not_fit_is_named_and_stops_no_other(
     assert {**found, "unreadable": []} == {**expected, "unreadable": []}
 
 
+def test_numbers_that_are_not_finite_stop_no_record(tmp_path: Path) -> None:
+    log = RecordedLog()
+    call = make_call(1, 0)
+    log.append(
+        msgspec.structs.replace(
+            call, sampling=msgspec.structs.replace(call.sampling, temperature=float("inf"))
+        ),
+        make_reward(1, 0, float("nan")),
+    )
+    writer = open_writer(tmp_path / "index.duckdb")
+    writer.write(log.records)
+    assert writer.execute("SELECT isnan(temperature) FROM calls") == [(True,)]
+    assert writer.execute("SELECT value FROM rewards") == [(None,)]
+    assert writer.execute("SELECT count(*) FROM unreadable") == [(0,)]
+    writer.close()
+
+
+@pytest.mark.parametrize("text", ["a\0b", '"\\', "\x1b[31m", "雷🌩"])
+def test_texts_are_kept_as_they_are(text: str, tmp_path: Path) -> None:
+    log = RecordedLog()
+    log.append(msgspec.structs.replace(make_call(1, 0), agent=text, api=text))
+    writer = open_writer(tmp_path / "index.duckdb")
+    writer.write(log.records)
+    assert writer.execute("SELECT agent, api FROM calls") == [(text, text)]
+    writer.close()
+
+
 def test_where_a_partition_is_read_from_is_no_gap(tmp_path: Path) -> None:
     writer = open_writer(tmp_path / "index.duckdb")
-    writer.begin({("llm.calls", 0): 30})
+    writer.begin({("llm.calls", 0): 30}, {"llm.calls": "an-id"})
     assert writer.positions() == {("llm.calls", 0): 30}
+    assert writer.topic_ids() == {"llm.calls": "an-id"}
     assert writer.execute("SELECT count(*) FROM gaps") == [(0,)]
     writer.close()
 
@@ -363,6 +391,25 @@ def test_a_file_of_another_release_is_outdated(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(OutdatedIndex, match="layout 0"):
         IndexWriter(path, CODEC, PREFIX, lambda: NOW_MS)
+
+
+def test_a_deleted_index_leaves_nothing_that_was_written_ahead(tmp_path: Path) -> None:
+    path = tmp_path / "index.duckdb"
+    writer = open_writer(path)
+    writer.write(LOG.records)
+    # What a killed process leaves.
+    killed = tmp_path / "killed.duckdb"
+    for end in ("", ".wal"):
+        killed.with_name(killed.name + end).write_bytes(
+            path.with_name(path.name + end).read_bytes()
+        )
+    writer.close()
+    delete_index(killed)
+    delete_index(killed)
+    assert sorted(tmp_path.iterdir()) == [path]
+    writer = open_writer(killed)
+    assert writer.positions() == {}
+    writer.close()
 
 
 def test_a_file_that_is_no_index_is_refused(tmp_path: Path) -> None:
