@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fulgurite.events import LlmCall
-from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, LLM_CALLS, Topic
+from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, LLM_CALLS, Topic, partition_of
 from services.common.kafka.consumer import read_all
 from services.common.kafka.topic_admin import admin_client, create_topics
 from services.common.processes.process import ChildProcess
@@ -22,7 +22,7 @@ from services.console.index.payloads import PayloadReader
 from services.console.index.reader import IndexReader
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.test_processors import Deployment, wait_until
-from tests.synthetic import make_group
+from tests.synthetic import group_id, make_group
 
 pytestmark = pytest.mark.engine
 
@@ -91,6 +91,11 @@ class Console:
         return self.reader.rows(f"SELECT count(DISTINCT {column}) AS n FROM {table}")[0]["n"]
 
 
+def partition(number: int) -> int:
+    """The partition of a group."""
+    return partition_of(group_id(number).encode(), LLM_CALLS.partitions)
+
+
 def records(deployment: Deployment, topic: Topic) -> int:
     return sum(1 for _ in read_all(deployment.kafka, topic, deployment.codec))
 
@@ -152,9 +157,12 @@ def test_an_index_that_is_killed_at_random_doubles_and_loses_nothing(
     assert process.wait(30) == 0
 
 
-def test_topics_that_were_made_anew_are_indexed_anew(deployment: Deployment) -> None:
+@pytest.mark.parametrize("later", [0, 2], ids=["empty", "longer than before"])
+def test_topics_that_were_made_anew_are_indexed_anew(deployment: Deployment, later: int) -> None:
     console = Console(deployment)
     deployment.publish(list(make_group(1)))
+    # Of the same partition, so that the new topic has more there than the old one had.
+    others = [number for number in range(2, 500) if partition(number) == partition(1)][:later]
     process = console.start()
     wait_until(lambda: console.count("calls") == 20, "the index has the first log")
     process.terminate()
@@ -165,10 +173,14 @@ def test_topics_that_were_made_anew_are_indexed_anew(deployment: Deployment) -> 
     for future in admin.delete_topics([name]).values():
         future.result()
     wait_until(lambda: name in create_topics(deployment.kafka), "the topic is made again")
+    again = [event for number in others for event in make_group(number)]
+    deployment.publish(again)
     process = console.start()
     wait_until(
-        lambda: (console.count("calls"), console.count("groups")) == (0, 1),
+        lambda: (console.count("calls"), console.count("groups")) == (20 * later, 1 + later),
         "the index is built again",
     )
+    left = console.reader.rows("SELECT DISTINCT group_id FROM calls ORDER BY group_id")
+    assert [row["group_id"] for row in left] == sorted(map(group_id, others))
     process.terminate()
     assert process.wait(30) == 0

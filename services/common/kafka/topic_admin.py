@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -153,15 +153,21 @@ def topic_id(settings: KafkaSettings, name: str) -> str:
 
     Raises LogUnavailable.
     """
+    return topic_ids(settings, [name])[name]
+
+
+def topic_ids(settings: KafkaSettings, names: Collection[str]) -> dict[str, str]:
+    """Kafka's ids of topics, by name. Raises LogUnavailable."""
     # In a variable: a client that is garbage-collected loses its pending answers.
     admin = admin_client(settings)
-    try:
-        described = admin.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_S)[
-            name
-        ].result()
-    except KafkaException as error:
-        raise LogUnavailable(f"{name}: {error}") from error
-    return str(cast(Any, described).topic_id)
+    described = admin.describe_topics(TopicCollection(list(names)), request_timeout=_TIMEOUT_S)
+    found: dict[str, str] = {}
+    for name, future in described.items():
+        try:
+            found[name] = str(cast(Any, future.result()).topic_id)
+        except KafkaException as error:
+            raise LogUnavailable(f"{name}: {error}") from error
+    return found
 
 
 def _config_problems(admin: AdminClient, settings: KafkaSettings, timeout_s: float) -> list[str]:

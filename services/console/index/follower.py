@@ -18,8 +18,10 @@ from fulgurite.errors import CodecError
 from fulgurite.topics import TOPICS
 from services.common.kafka.consumer import READ_TIMEOUT_S, make_consumer, watermarks
 from services.common.kafka.dead_letters import words_of
+from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.lag import watch_lag
 from services.common.kafka.settings import KafkaSettings
+from services.common.kafka.topic_admin import topic_ids
 from services.common.runtime import liveness, logs, metrics
 from services.console.index.batch import LogRecord
 from services.console.index.errors import OutdatedIndex
@@ -83,7 +85,7 @@ class LogFollower:
             watch_lag(consumer, self._kafka)
             try:
                 self._follow(consumer)
-            except KafkaException as error:
+            except (KafkaException, LogUnavailable) as error:
                 logger.warning(
                     "the topics cannot be read; trying again", retry_s=_RETRY_S, error=str(error)
                 )
@@ -112,6 +114,7 @@ class LogFollower:
     def _assign(self, consumer: Consumer) -> dict[Position, int]:
         """Assign all partitions from where the index ends; returns the log's ends."""
         known = self._writer.positions()
+        ids = self._topic_ids()
         self._gaps.clear()
         starts: list[TopicPartition] = []
         unread: list[TopicPartition] = []
@@ -132,9 +135,25 @@ class LogFollower:
                 if place not in known and topic.retention_ms > 0:
                     unread.append(starts[-1])
         self._skip_old(consumer, unread)
-        self._writer.begin({place: self._next[place] for place in self._next.keys() - known.keys()})
+        unknown = self._next.keys() - known.keys()
+        self._writer.begin({place: self._next[place] for place in unknown}, ids)
         consumer.assign(starts)
         return dict(self._ends)
+
+    def _topic_ids(self) -> dict[str, str]:
+        """Kafka's ids of the topics, without their prefix. Raises OutdatedIndex if one is not that
+        of the topic that was read: the new one may have as many records by now.
+        """
+        known = self._writer.topic_ids()
+        ids = topic_ids(self._kafka, self._topics)
+        found = {topic.name: ids[name] for name, topic in self._topics.items()}
+        for name, number in found.items():
+            if known.get(name, number) != number:
+                raise OutdatedIndex(
+                    f"{name} has the id {number}, and the index was read from the topic "
+                    f"{known[name]}: the topics were made anew"
+                )
+        return found
 
     def _skip_old(self, consumer: Consumer, places: Sequence[TopicPartition]) -> None:
         """Begin with records that the index would keep: not before its retention."""
@@ -174,6 +193,11 @@ class LogFollower:
         topic = self._topics[cast(str, message.topic())]
         partition, offset = cast(int, message.partition()), cast(int, message.offset())
         place = (topic.name, partition)
+        if offset < self._next[place]:
+            raise OutdatedIndex(
+                f"{topic.name}[{partition}] gave offset {offset} after "
+                f"{self._next[place] - 1}: the topics were made anew"
+            )
         if offset > self._next[place] and topic.cleanup == "delete":
             self._note_gap(place, self._next[place], offset)
         self._next[place] = offset + 1

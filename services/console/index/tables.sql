@@ -451,6 +451,7 @@ CREATE TABLE payloads (
 CREATE TABLE positions (
     topic VARCHAR NOT NULL,             -- Topic, without the deployment's prefix.
     partition SMALLINT NOT NULL,        -- Its partition.
+    topic_id VARCHAR,                   -- Kafka's id of the topic, which another topic of its name does not have; null: read from an archive.
     next_offset BIGINT NOT NULL,        -- Every record below it is in the index, or was there.
     end_offset BIGINT NOT NULL,         -- End of the partition when it was last asked for.
     last_record_at TIMESTAMP,           -- Time of the last record that was read.

@@ -125,6 +125,11 @@ class IndexWriter:
         found = self._db.execute("SELECT topic, partition, next_offset FROM positions").fetchall()
         return {(topic, partition): offset for topic, partition, offset in found}
 
+    def topic_ids(self) -> dict[str, str]:
+        """Kafka's ids of the topics that were read."""
+        found = self._db.execute("SELECT DISTINCT topic, topic_id FROM positions").fetchall()
+        return {topic: name for topic, name in found if name is not None}
+
     def write(
         self,
         records: Sequence[LogRecord],
@@ -150,10 +155,14 @@ class IndexWriter:
             else:
                 raise
 
-    def begin(self, starts: Mapping[Position, int]) -> None:
-        """Note where partitions are read from that were never read before."""
+    def begin(self, starts: Mapping[Position, int], topic_ids: Mapping[str, str]) -> None:
+        """Note where partitions are read from that were never read before, and Kafka's ids of the
+        topics.
+        """
         with self.transaction():
             self._write_positions({place: (start, None) for place, start in starts.items()}, {})
+            for topic, name in topic_ids.items():
+                self._db.execute("UPDATE positions SET topic_id = ? WHERE topic = ?", [name, topic])
 
     def _write(
         self, records: Sequence[LogRecord], ends: Mapping[Position, int], gaps: Sequence[Gap]
