@@ -44,6 +44,25 @@ class Estimate(msgspec.Struct, frozen=True):
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.count})"
 
 
+class GroupedValues(msgspec.Struct, frozen=True):
+    """What an estimate needs of values in groups: a database can add it up. Groups without a value
+    are left out.
+    """
+
+    count: int
+    """Number of values."""
+    mean: float
+    groups: int
+    largest: int
+    """Values of the largest group."""
+    is_binary: bool
+    """Whether all values are 0 or 1."""
+    is_alike: bool
+    """Whether all groups have the same mean."""
+    standard_error: float | None
+    """Of the mean of the groups' means; None for one group."""
+
+
 def estimate(groups: Sequence[Sequence[float]]) -> Estimate | None:
     """Estimate the mean over all values; None without any.
 
@@ -52,28 +71,51 @@ def estimate(groups: Sequence[Sequence[float]]) -> Estimate | None:
     values = [value for group in groups for value in group]
     if not values:
         return None
-    mean = sum(values) / len(values)
     means = [sum(group) / len(group) for group in groups if group]
-    binary = all(value in (0.0, 1.0) for value in values)
-    alike = max(means) == min(means)
-    if binary and (alike or all(len(group) <= 1 for group in groups)):
-        low, high = _wilson(mean, len(means))
+    return estimate_of(
+        GroupedValues(
+            count=len(values),
+            mean=sum(values) / len(values),
+            groups=len(means),
+            largest=max(map(len, groups)),
+            is_binary=all(value in (0.0, 1.0) for value in values),
+            is_alike=max(means) == min(means),
+            standard_error=_standard_error(means),
+        )
+    )
+
+
+def estimate_of(values: GroupedValues) -> Estimate:
+    """Estimate the mean over all values from their sums, as `estimate` does."""
+    if values.is_binary and (values.is_alike or values.largest <= 1):
+        low, high = _wilson(values.mean, values.groups)
     else:
-        low, high = (None, None) if alike else _student_interval(mean, means)
-        if binary and low is not None and high is not None:
+        low, high = _student_interval(
+            values.mean, values.groups, values.is_alike, values.standard_error
+        )
+        if values.is_binary and low is not None and high is not None:
             low, high = max(0.0, low), min(1.0, high)
-    return Estimate(mean, low, high, len(values))
+    return Estimate(values.mean, low, high, values.count)
+
+
+def _standard_error(means: Sequence[float]) -> float | None:
+    if len(means) < 2:
+        return None
+    centre = sum(means) / len(means)
+    return math.sqrt(sum((value - centre) ** 2 for value in means) / (len(means) - 1) / len(means))
 
 
 def _student_interval(
-    mean: float, means: Sequence[float], error: float = _ERROR
+    mean: float,
+    groups: int,
+    is_alike: bool,
+    standard_error: float | None,
+    error: float = _ERROR,
 ) -> tuple[float, float] | tuple[None, None]:
     """Student's interval; None if the means differ by less than the precision of a float."""
-    centre = sum(means) / len(means)
-    spread = math.sqrt(
-        sum((value - centre) ** 2 for value in means) / (len(means) - 1) / len(means)
-    )
-    half = _student(len(means) - 1, error) * spread
+    if is_alike or standard_error is None:
+        return (None, None)
+    half = _student(groups - 1, error) * standard_error
     return (mean - half, mean + half) if mean - half < mean + half else (None, None)
 
 
@@ -137,8 +179,8 @@ def estimate_by_student(groups: Sequence[Sequence[float]], error: float = _ERROR
     values = [value for group in groups for value in group]
     mean = sum(values) / len(values)
     means = [sum(group) / len(group) for group in groups]
-    alike = max(means) == min(means)
-    low, high = (None, None) if alike else _student_interval(mean, means, error)
+    is_alike = max(means) == min(means)
+    low, high = _student_interval(mean, len(means), is_alike, _standard_error(means), error)
     return Estimate(mean, low, high, len(values))
 
 

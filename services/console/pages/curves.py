@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from fulgurite.learning.intervals import Estimate, estimate
+from fulgurite.learning.intervals import Estimate, GroupedValues, estimate_of
 from fulgurite.versions import MalformedVersion, Version, parse_version
 from services.console.pages.blocks import Series
 from services.console.pages.reading import Row
+
+_FIELDS = GroupedValues.__struct_fields__
 
 
 def version_of(text: str | None) -> Version | None:
@@ -25,16 +26,15 @@ def label(version: Version) -> str:
 
 
 def estimates(rows: Iterable[Row]) -> dict[Version, Estimate]:
-    """Mean and interval of each version, in order. A row has the `version` and `rewards` of a
-    group.
+    """Mean and interval of each version, in order. A row has a `version` and what `GroupedValues`
+    has of its rewards.
     """
-    groups: defaultdict[Version, list[Sequence[float]]] = defaultdict(list)
-    for row in rows:
-        version = version_of(row["version"])
-        if version is not None:
-            groups[version].append(row["rewards"])
-    found = {version: estimate(groups[version]) for version in sorted(groups)}
-    return {version: value for version, value in found.items() if value is not None}
+    found = {
+        version: estimate_of(GroupedValues(**{name: row[name] for name in _FIELDS}))
+        for row in rows
+        if (version := version_of(row["version"])) is not None
+    }
+    return dict(sorted(found.items()))
 
 
 def curve(

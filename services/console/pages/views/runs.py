@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from fulgurite.groups.rewards import SMALLEST_SPREAD
@@ -54,19 +54,43 @@ LEFT JOIN (
 ORDER BY last_at DESC LIMIT {_MOST_RUNS}
 """
 
-_GROUPS = """
-SELECT run_id, mode, version, group_id, list(reward) AS rewards FROM rollouts
-WHERE run_id IN (SELECT unnest($1)) AND reward IS NOT NULL AND version IS NOT NULL
-GROUP BY run_id, mode, version, group_id ORDER BY min(began_at), group_id
+_REWARDS = """
+SELECT run_id, mode, version, sum(scored)::BIGINT AS count, sum(total) / sum(scored) AS mean,
+    count(*) AS groups, max(scored) AS largest, bool_and(is_binary) AS is_binary,
+    max(group_mean) = min(group_mean) AS is_alike,
+    stddev_samp(group_mean) / sqrt(count(*)) AS standard_error
+FROM (
+    SELECT run_id, mode, version, count(*) AS scored, sum(reward) AS total,
+        avg(reward) AS group_mean, bool_and(reward IN (0, 1)) AS is_binary
+    FROM rollouts
+    WHERE run_id IN (SELECT unnest($1)) AND reward IS NOT NULL AND version IS NOT NULL
+    GROUP BY run_id, mode, version, group_id
+)
+GROUP BY run_id, mode, version
+"""
+"""What `GroupedValues` has, by version."""
+
+_ENDED = """
+SELECT group_id, min(began_at) AS began_at, count(reward) AS scored,
+    first(version ORDER BY began_at, rollout_id) FILTER (version IS NOT NULL) AS version,
+    max(reward) - min(reward) AS spread
+FROM rollouts WHERE run_id = $1 AND mode = 'train'
+GROUP BY group_id HAVING bool_and(outcome <> 'open')
+"""
+"""The groups of a run that have ended. A group counts once, with the version that began it."""
+
+_FLAT = f"(scored < 2 OR spread <= {SMALLEST_SPREAD})"
+"""Whether a group has no two rewards that differ."""
+
+_SIGNAL = f"""
+SELECT version, count(*) AS groups, count(*) FILTER ({_FLAT}) AS flat
+FROM ({_ENDED}) GROUP BY version
 """
 
-_SIGNAL = """
-SELECT first(version ORDER BY began_at, rollout_id) FILTER (version IS NOT NULL) AS version,
-    count(reward) AS scored, max(reward) - min(reward) AS spread
-FROM rollouts WHERE run_id = $1 AND mode = 'train'
-GROUP BY group_id HAVING bool_and(outcome <> 'open') ORDER BY min(began_at), group_id
+_NEWEST_SIGNAL = f"""
+SELECT count(*) AS groups, count(*) FILTER ({_FLAT}) AS flat
+FROM (SELECT * FROM ({_ENDED}) WHERE scored > 1 ORDER BY began_at DESC, group_id DESC LIMIT 32)
 """
-"""The groups of a run that have ended."""
 
 _NAMED = """
 SELECT version, name, avg(value) AS mean FROM (
@@ -111,18 +135,18 @@ def content(asked: Asked) -> Sequence[Block]:
     known = [str(row["run_id"]) for row in runs]
     chosen = asked.address.get("run")
     compared = chosen_runs(asked.address, known)
-    groups = asked.rows(_GROUPS, compared)
+    earned = asked.rows(_REWARDS, compared)
     if chosen is None or chosen not in known:
         unknown = [Notice(f"The run {chosen!r} is not known here.", "warning")] if chosen else []
         return [
             *unknown,
-            comparison(groups, compared),
+            comparison(earned, compared),
             run_table(runs, asked.address, compared, asked.now_ms),
         ]
-    own = [row for row in groups if row["run_id"] == chosen]
-    others = [comparison(groups, compared)] if len(compared) > 1 else []
+    own = [row for row in earned if row["run_id"] == chosen]
+    others = [comparison(earned, compared)] if len(compared) > 1 else []
     run = next(row for row in runs if row["run_id"] == chosen)
-    ended = asked.rows(_SIGNAL, chosen)
+    signal = asked.rows(_SIGNAL, chosen)
     return [
         Filters(
             (
@@ -130,14 +154,14 @@ def content(asked: Asked) -> Sequence[Block]:
                 Field("with", "Compare with", asked.address.get("with") or "", kind="search"),
             )
         ),
-        figures(run, ended, asked.now_ms),
-        *verdict(ended, asked.rows(_REASONS, chosen)),
+        figures(run, signal, asked.now_ms),
+        *verdict(asked.row(_NEWEST_SIGNAL, chosen), asked.rows(_REASONS, chosen)),
         *others,
         Columns(
             (
                 rewards(own),
                 named_rewards(asked.rows(_NAMED, chosen)),
-                without_signal(ended),
+                without_signal(signal),
                 failures(asked.rows(_FAILURES, chosen)),
                 phases(asked.rows(_PHASES, chosen)),
             ),
@@ -210,7 +234,7 @@ def money(row: Row) -> str:
     return NONE if row["money"] is None else f"{row['money']:.2f} {row['currency']}"
 
 
-def comparison(groups: Sequence[Row], runs: Sequence[str]) -> Chart:
+def comparison(earned: Sequence[Row], runs: Sequence[str]) -> Chart:
     """The training curves of several runs over one another."""
     return Chart(
         "Training reward, runs compared",
@@ -219,7 +243,7 @@ def comparison(groups: Sequence[Row], runs: Sequence[str]) -> Chart:
         tuple(
             curve(
                 run,
-                estimates(row for row in groups if row["run_id"] == run and row["mode"] == "train"),
+                estimates(row for row in earned if row["run_id"] == run and row["mode"] == "train"),
                 counted=True,
                 colour=place,
             )
@@ -229,9 +253,9 @@ def comparison(groups: Sequence[Row], runs: Sequence[str]) -> Chart:
     )
 
 
-def figures(run: Row, groups: Sequence[Row], now: int) -> Figures:
+def figures(run: Row, signal: Sequence[Row], now: int) -> Figures:
     """The numbers of a run."""
-    flat = sum(map(is_flat, groups))
+    groups, flat = (sum(row[name] for row in signal) for name in ("groups", "flat"))
     began, last = milliseconds(run["began_at"]), milliseconds(run["last_at"])
     lasted = None if began is None or last is None else (last - began) / 1000
     return Figures(
@@ -246,9 +270,9 @@ def figures(run: Row, groups: Sequence[Row], now: int) -> Figures:
             Figure("Mean reward, held out", fixed(run["mean_val_reward"]), "mode val"),
             Figure(
                 "Groups without signal",
-                share(flat, len(groups)),
-                f"{number(flat)} of {count(len(groups), 'group')} that ended",
-                "warning" if groups and flat > len(groups) / 2 else "plain",
+                share(flat, groups),
+                f"{number(flat)} of {count(groups, 'group')} that ended",
+                "warning" if flat > groups / 2 else "plain",
             ),
             Figure(
                 "Failed rollouts",
@@ -267,12 +291,7 @@ def figures(run: Row, groups: Sequence[Row], now: int) -> Figures:
     )
 
 
-def is_flat(group: Row) -> bool:
-    """Whether a group has no two rewards that differ."""
-    return group["scored"] < 2 or group["spread"] <= SMALLEST_SPREAD
-
-
-def verdict(groups: Sequence[Row], missing: Sequence[Row]) -> list[Notice]:
+def verdict(newest: Row, missing: Sequence[Row]) -> list[Notice]:
     """What keeps this run from learning, if that can be seen."""
     found: list[Notice] = []
     for row in missing:
@@ -284,11 +303,10 @@ def verdict(groups: Sequence[Row], missing: Sequence[Row]) -> list[Notice]:
                 ("fulgurite diagnose",),
             )
         )
-    newest = [row for row in groups if row["scored"] > 1][-32:]
-    if len(newest) >= 8 and all(is_flat(row) for row in newest):
+    if newest["flat"] == newest["groups"] >= 8:
         found.append(
             Notice(
-                f"The rewards are equal in each of the newest {len(newest)} groups: there is "
+                f"The rewards are equal in each of the newest {newest['groups']} groups: there is "
                 "nothing to compare, and nothing is learned.",
                 "bad",
                 ("fulgurite diagnose",),
@@ -297,12 +315,12 @@ def verdict(groups: Sequence[Row], missing: Sequence[Row]) -> list[Notice]:
     return found
 
 
-def rewards(groups: Sequence[Row]) -> Chart:
+def rewards(earned: Sequence[Row]) -> Chart:
     """The curve of a run, and its held-out scores."""
     curves = [
         curve(
             title,
-            estimates(row for row in groups if row["mode"] == mode),
+            estimates(row for row in earned if row["mode"] == mode),
             dashed=mode == "val",
             colour=place,
         )
@@ -350,18 +368,9 @@ def named_rewards(rows: Sequence[Row]) -> Chart:
     )
 
 
-def without_signal(groups: Sequence[Row]) -> Chart:
+def without_signal(signal: Sequence[Row]) -> Chart:
     """The share of groups that teach nothing, by version."""
-    all_groups: Counter[str] = Counter()
-    flat: Counter[str] = Counter()
-    versions: dict[Version, str] = {}
-    for row in groups:
-        version = version_of(row["version"])
-        if version is None:
-            continue
-        versions[version] = label(version)
-        all_groups[label(version)] += 1
-        flat[label(version)] += is_flat(row)
+    found = {version: row for row in signal if (version := version_of(row["version"])) is not None}
     return Chart(
         "Groups without signal",
         Axis("version (epoch.step)", "category"),
@@ -370,8 +379,8 @@ def without_signal(groups: Sequence[Row]) -> Chart:
             Series(
                 "no rewards that differ",
                 tuple(
-                    (text, 100 * flat[text] / all_groups[text])
-                    for _, text in sorted(versions.items())
+                    (label(version), 100 * row["flat"] / row["groups"])
+                    for version, row in sorted(found.items())
                 ),
                 "bar",
             ),
