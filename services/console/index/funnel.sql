@@ -24,7 +24,9 @@ SELECT
     found.version,
     found.term,
     found.reason,
-    count(*)::INTEGER AS actions
+    count(*)::INTEGER AS actions,
+    count(found.credit)::INTEGER AS credited,
+    sum(found.credit) AS credit
 FROM action_outcomes AS found
 LEFT JOIN declared ON declared.group_id = found.group_id
 GROUP BY ALL

@@ -254,7 +254,9 @@ CREATE TABLE funnel (
     version VARCHAR,                    -- Version that answered.
     term VARCHAR NOT NULL,              -- `trained`, `filtered`, `stale`, `amended`, `dead_lettered`, `open`, or `recorded`: no part of the ledger.
     reason VARCHAR,                     -- Why, as in `action_outcomes`.
-    actions INTEGER NOT NULL            -- Number of actions.
+    actions INTEGER NOT NULL,           -- Number of actions.
+    credited INTEGER NOT NULL,          -- Of these, with a credit: those that carry loss.
+    credit DOUBLE                       -- Sum of their credits; null without any.
 );
 
 -- One row per action and entry of `training.ledger` that may count: a learner's last one, and one per closing. `action_outcomes` has the one that counts.

@@ -16,11 +16,11 @@ SELECT
     reward.event_time                   -- When it was given.
 FROM rewards AS reward
 JOIN rollouts AS rollout ON rollout.rollout_id = reward.rollout_id AND (reward.attempt IS NULL OR reward.attempt = rollout.attempt)
-LEFT JOIN calls AS call ON call.call_id = reward.call_id AND call.rollout_id = rollout.rollout_id AND call.attempt = rollout.attempt
+LEFT JOIN (SELECT call_id, rollout_id, attempt, choices FROM calls SEMI JOIN (SELECT call_id FROM rewards WHERE call_id IS NOT NULL) USING (call_id)) AS call ON call.call_id = reward.call_id AND call.rollout_id = rollout.rollout_id AND call.attempt = rollout.attempt
 WHERE rollout.attempt IS NOT NULL
   AND (reward.call_id IS NULL OR (call.call_id IS NOT NULL AND (call.choices = 0 OR coalesce(reward.choice, 0) < call.choices)))
 QUALIFY row_number() OVER (
-    PARTITION BY reward.rollout_id, reward.name, reward.call_id, reward.choice
+    PARTITION BY reward.group_id, reward.rollout_id, reward.name, reward.call_id, reward.choice
     ORDER BY reward.final DESC, reward.event_time DESC, reward.event_id DESC
 ) = 1;
 
@@ -167,11 +167,11 @@ GROUP BY run_id;
 -- One row per action of a successful call: what became of it, as `fulgurite ledger` counts it. The table `funnel` has its counts.
 CREATE VIEW action_outcomes AS
 WITH learned AS (
-    SELECT call_id, choice, term, reason, version
+    SELECT call_id, choice, group_id, term, reason, version
     FROM outcomes
     WHERE source = 'learner' AND policy NOT IN (SELECT policy FROM updates WHERE elsewhere)
 ), filtered AS (
-    SELECT outcome.call_id, outcome.choice, outcome.term, outcome.reason, outcome.version
+    SELECT outcome.call_id, outcome.choice, outcome.group_id, outcome.term, outcome.reason, outcome.version
     FROM outcomes AS outcome
     LEFT JOIN closings AS closing USING (group_id)
     WHERE outcome.source <> 'learner'
@@ -214,12 +214,13 @@ SELECT
         WHEN waiting.call_id IS NOT NULL THEN 'waits_for_learner'
         ELSE 'group_to_be_closed_anew'
     END AS reason,                      -- Reason of the filter; what an open action waits for; why it is only recorded: `live`, `val`, `left_out`, `no_policy`.
-    learned.version AS trained_version  -- Version that was trained on it, or after which its group was settled.
+    learned.version AS trained_version, -- Version that was trained on it, or after which its group was settled.
+    waiting.credit                      -- Return under the credit rule; null for an action without loss.
 FROM acted
-LEFT JOIN learned ON learned.call_id = acted.call_id AND learned.choice = acted.choice
-LEFT JOIN filtered ON filtered.call_id = acted.call_id AND filtered.choice = acted.choice
+LEFT JOIN learned ON learned.group_id = acted.group_id AND learned.call_id = acted.call_id AND learned.choice = acted.choice
+LEFT JOIN filtered ON filtered.group_id = acted.group_id AND filtered.call_id = acted.call_id AND filtered.choice = acted.choice
 LEFT JOIN (SELECT DISTINCT call_id, choice FROM dead_actions) AS dead ON dead.call_id = acted.call_id AND dead.choice = acted.choice
-LEFT JOIN (SELECT call_id, choice FROM actions JOIN closings USING (group_id, group_revision) WHERE loss) AS waiting ON waiting.call_id = acted.call_id AND waiting.choice = acted.choice
+LEFT JOIN (SELECT group_id, call_id, choice, credit FROM actions JOIN closings USING (group_id, group_revision) WHERE loss) AS waiting ON waiting.group_id = acted.group_id AND waiting.call_id = acted.call_id AND waiting.choice = acted.choice
 LEFT JOIN episodes AS episode ON episode.rollout_id = acted.rollout_id AND episode.attempt = acted.attempt
 LEFT JOIN closings AS closing ON closing.group_id = acted.group_id;
 

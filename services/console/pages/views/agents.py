@@ -29,46 +29,44 @@ _DEEPEST = 12
 _INDENT = "\u2003"
 """A space that browsers keep."""
 
-_ROLES = """
+_CHOSEN = """
+call.started_at >= $1
+AND ($2 IS NULL OR call.rollout_id IN (SELECT rollout_id FROM rollouts WHERE run_id = $2))
+"""
+"""Calls of the window and, if one is chosen, of a run."""
+
+_ROLES = f"""
 SELECT call.alias, call.agent, count(*) AS calls, count(DISTINCT call.rollout_id) AS rollouts,
     count(*) FILTER (call.outcome <> 'success') AS failed,
     count(*) FILTER (call.finish_reason = 'length') AS cut,
     sum(call.prompt_tokens)::BIGINT AS prompt_tokens,
     sum(call.completion_tokens)::BIGINT AS completion_tokens,
     median(call.milliseconds) / 1000 AS seconds
-FROM calls AS call LEFT JOIN rollouts AS rollout USING (rollout_id)
-WHERE call.started_at >= $1 AND ($2 IS NULL OR rollout.run_id = $2)
+FROM calls AS call WHERE {_CHOSEN}
 GROUP BY call.alias, call.agent ORDER BY calls DESC, call.alias, call.agent
 """
 
-_CREDIT = """
-SELECT call.alias, call.agent, count(*) AS actions, sum(action.credit) AS credit
-FROM actions AS action JOIN calls AS call USING (call_id)
-LEFT JOIN rollouts AS rollout ON rollout.rollout_id = call.rollout_id
-WHERE action.loss AND call.started_at >= $1 AND ($2 IS NULL OR rollout.run_id = $2)
-GROUP BY call.alias, call.agent ORDER BY call.agent, call.alias
+_ACTIONS = """
+SELECT found.alias, found.agent, sum(found.actions)::BIGINT AS actions,
+    coalesce(sum(found.actions) FILTER (found.term = 'trained'), 0)::BIGINT AS trained,
+    sum(found.credited)::BIGINT AS credited, coalesce(sum(found.credit), 0) AS credit
+FROM funnel AS found JOIN rollouts AS rollout USING (rollout_id)
+WHERE rollout.began_at >= $1 AND ($2 IS NULL OR found.run_id = $2)
+GROUP BY found.alias, found.agent ORDER BY found.agent, found.alias
 """
+"""Of the rollouts that began in the window."""
 
-_OUTCOMES = """
-SELECT outcome.alias, outcome.agent, count(*) AS actions,
-    count(*) FILTER (outcome.term = 'trained') AS trained
-FROM action_outcomes AS outcome LEFT JOIN rollouts AS rollout USING (rollout_id)
-WHERE outcome.started_at >= $1 AND ($2 IS NULL OR rollout.run_id = $2)
-GROUP BY outcome.alias, outcome.agent
-"""
-
-_FAILURES = """
+_FAILURES = f"""
 SELECT call.agent, call.failure, count(*) AS calls, arg_max(call.error, call.started_at) AS error,
     arg_max(call.rollout_id, call.started_at) AS rollout_id
-FROM calls AS call LEFT JOIN rollouts AS rollout USING (rollout_id)
-WHERE call.failure IS NOT NULL AND call.started_at >= $1 AND ($2 IS NULL OR rollout.run_id = $2)
+FROM calls AS call
+WHERE call.failure IS NOT NULL AND {_CHOSEN}
 GROUP BY call.agent, call.failure ORDER BY calls DESC LIMIT 20
 """
 
-_STARTED = """
+_STARTED = f"""
 SELECT call.parent_agent, call.agent, count(*) AS calls, count(DISTINCT call.rollout_id) AS rollouts
-FROM calls AS call LEFT JOIN rollouts AS rollout USING (rollout_id)
-WHERE call.started_at >= $1 AND ($2 IS NULL OR rollout.run_id = $2)
+FROM calls AS call WHERE {_CHOSEN}
 GROUP BY call.parent_agent, call.agent ORDER BY calls DESC, call.agent
 """
 
@@ -87,11 +85,11 @@ def content(asked: Asked) -> Sequence[Block]:
     roles = asked.rows(_ROLES, *chosen)
     if not roles:
         return [filters, nothing_called()]
-    credit, outcomes = asked.rows(_CREDIT, *chosen), asked.rows(_OUTCOMES, *chosen)
+    actions = asked.rows(_ACTIONS, *chosen)
     return [
         filters,
-        roles_table(roles, credit, outcomes),
-        Columns(charts(roles, credit)),
+        roles_table(roles, actions),
+        Columns(charts(roles, actions)),
         tree_table(asked.rows(_STARTED, *chosen)),
         failures_table(asked.rows(_FAILURES, *chosen)),
     ]
@@ -111,11 +109,15 @@ def role_name(agent: str | None) -> str:
     return agent or NO_ROLE
 
 
-def roles_table(roles: Sequence[Row], credit: Sequence[Row], outcomes: Sequence[Row]) -> Table:
+def roles_table(roles: Sequence[Row], actions: Sequence[Row]) -> Table:
     """One row per alias and role."""
-    earned = {(row["alias"], row["agent"]): row["credit"] / row["actions"] for row in credit}
+    earned = {
+        (row["alias"], row["agent"]): row["credit"] / row["credited"]
+        for row in actions
+        if row["credited"]
+    }
     trained = {
-        (row["alias"], row["agent"]): share(row["trained"], row["actions"]) for row in outcomes
+        (row["alias"], row["agent"]): share(row["trained"], row["actions"]) for row in actions
     }
     return Table(
         (
@@ -151,16 +153,17 @@ def roles_table(roles: Sequence[Row], credit: Sequence[Row], outcomes: Sequence[
     )
 
 
-def charts(roles: Sequence[Row], credit: Sequence[Row]) -> tuple[Chart, ...]:
+def charts(roles: Sequence[Row], actions: Sequence[Row]) -> tuple[Chart, ...]:
     """Tokens and credit by role."""
     tokens: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for row in roles:
         tokens[role_name(row["agent"])][0] += row["prompt_tokens"] or 0
         tokens[role_name(row["agent"])][1] += row["completion_tokens"] or 0
     earned: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for row in credit:
-        earned[role_name(row["agent"])][0] += row["credit"]
-        earned[role_name(row["agent"])][1] += row["actions"]
+    for row in actions:
+        if row["credited"]:
+            earned[role_name(row["agent"])][0] += row["credit"]
+            earned[role_name(row["agent"])][1] += row["credited"]
     found = [
         Chart(
             "Tokens by role",
@@ -174,7 +177,7 @@ def charts(roles: Sequence[Row], credit: Sequence[Row]) -> tuple[Chart, ...]:
             ),
         )
     ]
-    if credit:
+    if earned:
         found.append(
             Chart(
                 "Mean credit by role",

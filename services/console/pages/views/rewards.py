@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from services.console.pages.blocks import (
@@ -32,7 +32,7 @@ _NAMES = 8
 _ROWS = 20
 
 _CHOSEN = """
-WITH chosen AS (
+WITH chosen AS MATERIALIZED (
     SELECT reward.*, rollout.run_id, rollout.mode, rollout.version
     FROM counted_rewards AS reward JOIN rollouts AS rollout USING (rollout_id)
     WHERE reward.event_time >= $1 AND ($2 IS NULL OR rollout.mode = $2)
@@ -42,26 +42,26 @@ WITH chosen AS (
 
 _NAMED = (
     _CHOSEN
-    + """
-SELECT name, count(*) AS given, count(value) AS valued, avg(value) AS mean,
-    stddev_pop(value) AS deviation, min(value) AS low, max(value) AS high,
-    count(*) FILTER (value IS NULL) AS failed, count(DISTINCT source) AS sources,
-    max(event_time) AS last_at
-FROM chosen GROUP BY name ORDER BY given DESC, name
-"""
-)
-
-_BINNED = (
-    _CHOSEN
     + f"""
-, bounds AS (SELECT name, min(value) AS low, max(value) AS high FROM chosen GROUP BY name)
-SELECT name, low, high, CASE WHEN high > low
-        THEN least({BINS - 1}, floor((value - low) / (high - low) * {BINS}))::INTEGER ELSE 0 END
-        AS bin, count(*) AS rewards
-FROM chosen JOIN bounds USING (name) WHERE value IS NOT NULL
-GROUP BY name, low, high, bin ORDER BY name, bin
+, named AS (
+    SELECT name, count(*) AS given, count(value) AS valued, avg(value) AS mean,
+        stddev_pop(value) AS deviation, min(value) AS low, max(value) AS high,
+        count(*) FILTER (value IS NULL) AS failed, count(DISTINCT source) AS sources,
+        max(event_time) AS last_at
+    FROM chosen GROUP BY name
+), binned AS (
+    SELECT name, CASE WHEN high > low
+            THEN least({BINS - 1}, floor((value - low) / (high - low) * {BINS}))::INTEGER ELSE 0 END
+            AS bin, count(*) AS rewards
+    FROM chosen JOIN named USING (name) WHERE value IS NOT NULL GROUP BY name, bin
+), bins AS (
+    SELECT name, map_from_entries(list((bin, rewards) ORDER BY bin)) AS bins
+    FROM binned GROUP BY name
+)
+SELECT * FROM named LEFT JOIN bins USING (name) ORDER BY given DESC, name
 """
 )
+"""Each name in numbers, with the number of its rewards in each bin between its bounds."""
 
 _ERRORS = (
     _CHOSEN
@@ -125,7 +125,7 @@ def content(asked: Asked) -> Sequence[Block]:
     return [
         filters,
         names_table(named, asked.now_ms),
-        Columns(distributions(asked.rows(_BINNED, *chosen), names)),
+        Columns(distributions(named)),
         errors_table(asked.rows(_ERRORS, *chosen), asked.now_ms),
         *(
             disagreement(asked, asked.rows(_PAIRS, *chosen, names[:_NAMES]), pair)
@@ -183,34 +183,29 @@ def names_table(named: Sequence[Row], now_ms: int) -> Table:
     )
 
 
-def distributions(binned: Sequence[Row], names: Sequence[str]) -> tuple[Chart, ...]:
+def distributions(named: Sequence[Row]) -> tuple[Chart, ...]:
     """A histogram for each of the most frequent rewards."""
-    charts: list[Chart] = []
-    for name in names[:_CHARTS]:
-        rows = [row for row in binned if row["name"] == name]
-        if rows:
-            charts.append(
-                Chart(
-                    f"Distribution of {name}",
-                    Axis("reward", "category"),
-                    Axis("rollouts or actions", whole=True, low=0),
-                    (Series("rewards", histogram(rows), "bar"),),
-                    height=220,
-                )
-            )
-    return tuple(charts)
+    return tuple(
+        Chart(
+            f"Distribution of {row['name']}",
+            Axis("reward", "category"),
+            Axis("rollouts or actions", whole=True, low=0),
+            (Series("rewards", histogram(row["low"], row["high"], row["bins"]), "bar"),),
+            height=220,
+        )
+        for row in named[:_CHARTS]
+        if row["bins"]
+    )
 
 
-def histogram(rows: Sequence[Row]) -> tuple[tuple[str, float], ...]:
-    """Name and number of rewards of each bin, empty ones too."""
-    low, high = rows[0]["low"], rows[0]["high"]
+def histogram(low: float, high: float, bins: Mapping[int, int]) -> tuple[tuple[str, float], ...]:
+    """Name and number of rewards of each bin between the bounds, empty ones too."""
     width = (high - low) / BINS
     if not 0 < width < math.inf:
-        return ((fixed(low, 2), float(sum(row["rewards"] for row in rows))),)
-    counts = {row["bin"]: float(row["rewards"]) for row in rows}
+        return ((fixed(low, 2), float(sum(bins.values()))),)
     # A name is a place on the axis: each bin needs its own.
     places = max(2, math.floor(-math.log10(width)) + 1)
-    return tuple((fixed(low + width * one, places), counts.get(one, 0.0)) for one in range(BINS))
+    return tuple((fixed(low + width * one, places), float(bins.get(one, 0))) for one in range(BINS))
 
 
 def errors_table(errors: Sequence[Row], now_ms: int) -> Table:

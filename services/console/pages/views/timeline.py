@@ -57,7 +57,7 @@ ORDER BY started_at, call_id
 _STATUSES = "SELECT * FROM statuses WHERE rollout_id = $1 ORDER BY event_time"
 _REWARDS = "SELECT * FROM rewards WHERE rollout_id = $1 ORDER BY event_time"
 _ACTIONS = "SELECT * FROM action_advantages WHERE rollout_id = $1"
-_OUTCOMES = "SELECT * FROM action_outcomes WHERE rollout_id = $1"
+_OUTCOMES = "SELECT * FROM action_outcomes WHERE rollout_id = $1 AND group_id = $2"
 
 
 def content(asked: Asked) -> Sequence[Block]:
@@ -85,7 +85,10 @@ def content(asked: Asked) -> Sequence[Block]:
     shown = calls[_TURNS * (page - 1) : _TURNS * page]
     turns = read_turns(asked, shown)
     actions = {(row["call_id"], row["choice"]): row for row in asked.rows(_ACTIONS, rollout_id)}
-    outcomes = {(row["call_id"], row["choice"]): row for row in asked.rows(_OUTCOMES, rollout_id)}
+    outcomes = {
+        (row["call_id"], row["choice"]): row
+        for row in asked.rows(_OUTCOMES, rollout_id, rollout["group_id"])
+    }
     first = _TURNS * (page - 1) + 1
     return [
         form,

@@ -71,12 +71,24 @@ def test_roles_have_calls_tokens_failures_and_credit(index: MemoryIndex) -> None
         milliseconds=1,
     )
     index.add("rollouts", rollout_id="r", group_id="g", began_at=NOW, mode="train")
-    index.add("actions", rollout_id="r", call_id="c2", agent="writer", credit=0.5, loss=True)
+    index.add(
+        "funnel",
+        rollout_id="r",
+        agent="writer",
+        alias="policy",
+        term="trained",
+        actions=3,
+        credited=2,
+        credit=1.0,
+    )
+    index.add(
+        "funnel", rollout_id="r", agent="writer", alias="policy", term="open", actions=1, credited=0
+    )
     blocks = agents.content(asked(index, "/agents"))
     roles, tree, failures = only(blocks, Table)
     writer, none = texts(roles.rows)
     assert writer[:6] == ["writer", "policy", "1", "2", "50.0 %", "0.0 %"]
-    assert writer[9] == "0.500"
+    assert writer[9:] == ["0.500", "75.0 %"]
     assert none[0] == agents.NO_ROLE
     assert len(tree.rows) == 2
     assert texts(failures.rows)[0][:4] == ["writer", "rate_limited", "1", SCRIPT]

@@ -79,8 +79,7 @@ def test_rewards_are_counted_drawn_and_their_errors_are_text(index: MemoryIndex)
 
 
 def test_each_bin_of_a_narrow_range_has_its_own_name() -> None:
-    rows = [{"low": 0.0, "high": 0.05, "bin": one, "rewards": 1} for one in (0, rewards.BINS - 1)]
-    bins = rewards.histogram(rows)
+    bins = rewards.histogram(0.0, 0.05, {0: 1, rewards.BINS - 1: 1})
     assert len({name for name, _ in bins}) == rewards.BINS
     assert (bins[0][1], bins[-1][1]) == (1.0, 1.0)
 
