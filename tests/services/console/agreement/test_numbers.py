@@ -249,16 +249,17 @@ def _euros(row: CostRow) -> float:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_the_curve_of_a_run_is_that_of_watch(pages: Pages, run: str) -> None:
-    # The page has a line for each mode; the command, one for all rollouts.
-    train, watched = {one.group_id for one in groups_of(run)}, WatchState()
+    watched = WatchState()
     for one in EVENTS:
-        if getattr(one, "group_id", None) in train:
-            watched.add(one)
+        watched.add(one)
     chart = found(pages.show(runs.VIEW, run=run), Chart, "Reward by version")
-    (points,) = (series.points for series in chart.series if series.name == "training")
-    assert dict(points) == {
-        point.version.partition("@")[2]: pytest.approx(point.reward)
-        for point in watched.shown(run).curve
+    titles = {"training": "train", "held out": "val"}
+    assert {titles[series.name]: dict(series.points) for series in chart.series} == {
+        mode: {
+            point.version.partition("@")[2]: pytest.approx(point.reward) for point in of_mode.curve
+        }
+        for mode, of_mode in watched.shown(run).scores.items()
+        if of_mode.curve
     }
 
 
