@@ -6,7 +6,7 @@ import asyncio
 
 from fulgurite.cost.prices import Price
 from fulgurite.events import PromptCost
-from services.common.chat.errors import ChatFailed
+from services.common.chat.errors import ChatPassingFailure, ChatRefused
 from services.common.chat.model import ChatAnswer, ChatModel
 from services.tuner.errors import ReflectionFailed
 from services.tuner.settings import TunerSettings
@@ -29,10 +29,14 @@ class ReflectionModel:
         """The answer's text and its cost. Raises ReflectionFailed."""
         try:
             answer = asyncio.run(self._ask(prompt))
-        except ChatFailed as error:
+        except ChatRefused as error:
             raise ReflectionFailed(
-                f"the reflection model {self._model!r} gave no answer: {error}. Check "
-                "--reflection-model, FULGURITE_TUNER_BASE_URL and FULGURITE_TUNER_API_KEY"
+                f"the reflection model {self._model!r} refused: {error}. Check --reflection-model, "
+                "FULGURITE_TUNER_BASE_URL and FULGURITE_TUNER_API_KEY"
+            ) from error
+        except ChatPassingFailure as error:
+            raise ReflectionFailed(
+                f"the reflection model {self._model!r} gave no answer: {error}"
             ) from error
         return answer.text, self._cost(answer)
 

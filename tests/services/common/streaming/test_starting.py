@@ -35,7 +35,7 @@ RUN = {"judge": main.run, "worker": worker.run}
         (
             ("judge", "--model", "big"),
             {},
-            "the judge has no key for the gateway: set FULGURITE_JUDGE_API_KEY",
+            "there is no key for the gateway: set FULGURITE_JUDGE_API_KEY",
         ),
         (
             ("judge", "--model", "big", "--rubric", "none.txt"),
