@@ -16,7 +16,7 @@ from tests.contract.test_generated_docs import generator
 
 ROOT = Path(__file__).parents[2]
 SECTIONS: dict[str, type[BaseSettings]] = generator().SECTIONS
-SHARED = {"ClaimSettings", "ClosingSettings", "StreamSettings"}
+SHARED = {"ChatSettings", "ClaimSettings", "ClosingSettings", "StreamSettings"}
 """Classes whose settings others inherit."""
 
 
