@@ -146,7 +146,13 @@ class _Run:
         stop.set()
         thread.join()
         writer.execute("CHECKPOINT")
+        ((indexed,),) = writer.execute("SELECT count(*) FROM calls")
         writer.close()
+        if follower.caught_up.is_set() and indexed != self.calls:
+            raise SystemExit(
+                f"{indexed:,} of {self.calls:,} calls are in the index: another version of the "
+                "schemas wrote the log; use an empty --folder"
+            )
         return follower.caught_up.is_set()
 
     def print_readers(self) -> None:
