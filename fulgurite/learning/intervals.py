@@ -99,10 +99,7 @@ def estimate_of(values: GroupedValues) -> Estimate:
 
 
 def _standard_error(means: Sequence[float]) -> float | None:
-    if len(means) < 2:
-        return None
-    centre = sum(means) / len(means)
-    return math.sqrt(sum((value - centre) ** 2 for value in means) / (len(means) - 1) / len(means))
+    return math.sqrt(_squared_error(means)) if len(means) > 1 else None
 
 
 def _student_interval(
@@ -202,7 +199,7 @@ def estimate_gap(
         centre = ones[0] - others[0]
         half = z * math.sqrt(ones[1] + others[1])
         return Estimate(gap, max(-1.0, centre - half), min(1.0, centre + half), len(candidate))
-    ones, others = _error_of_mean(candidate), _error_of_mean(baseline)
+    ones, others = _squared_error(candidate), _squared_error(baseline)
     total = ones + others
     if total == 0.0:
         return Estimate(gap, gap, gap, len(candidate))
@@ -218,6 +215,6 @@ def _with_two_more(values: Sequence[float]) -> tuple[float, float]:
     return share, share * (1 - share) / count
 
 
-def _error_of_mean(values: Sequence[float]) -> float:
-    """The square of the mean's standard error."""
+def _squared_error(values: Sequence[float]) -> float:
+    """The square of the mean's standard error, of two values at least."""
     return variance(values) / len(values)
