@@ -1,7 +1,4 @@
-"""Settings of the judge (`FULGURITE_JUDGE_*`), and the address and keys of the gateway.
-
-The judge asks through the gateway unless `FULGURITE_JUDGE_BASE_URL` names another server.
-"""
+"""Settings of the judge (`FULGURITE_JUDGE_*`)."""
 
 from __future__ import annotations
 
@@ -14,9 +11,7 @@ from services.common.chat.settings import ChatSettings
 class JudgeSettings(ChatSettings):
     """Settings from the environment. Model and rubric are given on the command line."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="FULGURITE_JUDGE_", extra="ignore", use_attribute_docstrings=True
-    )
+    model_config = SettingsConfigDict(env_prefix="FULGURITE_JUDGE_")
 
     concurrency: int = Field(default=4, ge=1)
     """Groups that are judged at once."""

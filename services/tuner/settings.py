@@ -11,9 +11,7 @@ from services.common.chat.settings import ChatSettings
 class TunerSettings(ChatSettings):
     """Settings from the environment. The model is given on the command line."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="FULGURITE_TUNER_", extra="ignore", use_attribute_docstrings=True
-    )
+    model_config = SettingsConfigDict(env_prefix="FULGURITE_TUNER_")
 
     timeout_s: float = Field(default=300.0, gt=0)
     """Time limit of one answer in seconds."""

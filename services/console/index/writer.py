@@ -209,7 +209,7 @@ class IndexWriter:
         ]
         with self.transaction():
             self._db.execute("DELETE FROM prices")
-            self._insert("prices", found)
+            self._inserter.insert("prices", found)
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run one statement in a transaction of its own."""
@@ -274,14 +274,16 @@ class IndexWriter:
     def _write_rows(self, batch: Batch) -> None:
         for table, key in _KEYS.items():
             batch.rows[table] = self._new(table, key, batch.rows[table])
-            self._insert(table, batch.rows[table])
-        self._insert("unreadable", batch.rows["unreadable"])
-        self._insert("payloads", list(batch.blocks()))
+            self._inserter.insert(table, batch.rows[table])
+        self._inserter.insert("unreadable", batch.rows["unreadable"])
+        self._inserter.insert("payloads", list(batch.blocks()))
         letters = {row["event_id"] for row in batch.rows["dead_letters"]}
         lost = [row for row in batch.rows["dead_actions"] if row["event_id"] in letters]
-        self._insert("dead_actions", lost)
+        self._inserter.insert("dead_actions", lost)
         trajectories = [row["trajectory_id"] for row in batch.rows["trajectories"]]
-        self._insert("actions", [row for name in trajectories for row in batch.actions[name]])
+        self._inserter.insert(
+            "actions", [row for name in trajectories for row in batch.actions[name]]
+        )
         self._write_outcomes(batch)
         self._write_episodes(batch.rows["episodes"])
         self._write_closings(batch.rows["closings"])
@@ -319,7 +321,7 @@ class IndexWriter:
                 "AND outcomes.call_id = new.call_id AND outcomes.choice = new.choice",
                 [[call for call, _ in learned], [choice for _, choice in learned], LEARNER],
             )
-        self._insert("outcomes", [*others, *learned.values()])
+        self._inserter.insert("outcomes", [*others, *learned.values()])
 
     def _write_episodes(self, rows: Sequence[Row]) -> None:
         """The revision with the most inputs counts: revisions contain one another."""
@@ -374,14 +376,11 @@ class IndexWriter:
                 f"WHERE {table}.{key} = new.{key}",
                 [list(rows)],
             )
-            self._insert(table, list(rows.values()))
-
-    def _insert(self, table: str, rows: Sequence[Row]) -> None:
-        self._inserter.insert(table, rows)
+            self._inserter.insert(table, list(rows.values()))
 
     def _write_gaps(self, gaps: Sequence[Gap]) -> None:
         now = self._now_ms()
-        self._insert(
+        self._inserter.insert(
             "gaps",
             [
                 {
