@@ -22,8 +22,10 @@ from services.common.runtime.redaction import without_secrets
 from services.console.index.rows import Row
 
 TOPICS = frozenset({LLM_CALLS.name, DEAD_LETTERS.name})
-BLOCK_BYTES = 256 * 1024
-"""Bytes of a block before compression. Reading one record decompresses one block: about 1 ms."""
+BLOCK_BYTES = 32 * 1024
+"""Bytes of a block before compression. To give one row DuckDB reads up to 2,048 neighbours: eight
+times these bytes made a record's reading five times as slow, in a file smaller by a sixth.
+"""
 _LEVEL = 3
 
 Entry = tuple[int, int, bytes]

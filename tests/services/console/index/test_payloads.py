@@ -11,7 +11,7 @@ import pytest
 from fulgurite.calls.deltas import link_of, shorten
 from fulgurite.events import LlmCall
 from fulgurite.tokens import prompt_hash
-from services.console.index.payloads import PayloadReader, make_blocks
+from services.console.index.payloads import BLOCK_BYTES, PayloadReader, make_blocks
 from services.console.index.reader import IndexReader
 from tests.services.console.index.recorded_log import CODEC, RecordedLog, open_writer
 from tests.synthetic import make_call
@@ -80,7 +80,7 @@ def test_keys_in_errors_are_removed(tmp_path: Path) -> None:
 
 
 def test_blocks_are_bounded_and_in_order() -> None:
-    entries = [(offset, offset, bytes(100_000)) for offset in range(7)]
+    entries = [(offset, offset, bytes(2 * BLOCK_BYTES // 5)) for offset in range(7)]
     blocks = list(make_blocks("llm.calls", 0, entries))
     assert [(block["first_offset"], block["last_offset"]) for block in blocks] == [
         (0, 2),

@@ -77,7 +77,7 @@ def test_versions_routes_and_prompts_stay(tmp_path: Path) -> None:
 
 def test_texts_go_before_groups_when_the_index_is_too_large(tmp_path: Path) -> None:
     chance, log = random.Random(22), RecordedLog()
-    for number in range(40):
+    for number in range(120):
         call = make_call(number, at=1_000 + number)
         noise = chance.randbytes(120_000).hex()
         log.append(msgspec.structs.replace(call, request=noise))
@@ -89,7 +89,7 @@ def test_texts_go_before_groups_when_the_index_is_too_large(tmp_path: Path) -> N
     assert delete_beyond(writer, full) < full / 2
     left = writer.execute("SELECT min(last_offset) > 0, count(*) > 0 FROM payloads")
     assert left == [(True, True)]
-    assert writer.execute("SELECT count(*) FROM calls") == [(40,)]
+    assert writer.execute("SELECT count(*) FROM calls") == [(120,)]
     writer.write(log.records)
     delete_beyond(writer, 1)
     assert writer.execute("SELECT count(*) FROM payloads") == [(0,)]
