@@ -162,8 +162,8 @@ class LlmCall(Event, frozen=True, kw_only=True):
     """What training may do with its episode."""
     variant: str | None = None
     """What answered, as a route names it: `policy@1.3`, `policy` (its newest version),
-    `upstream:alias`; with parameters `policy@1.3,temperature=0.7`. Null in older records and in
-    refused calls.
+    `upstream:alias`; with a prompt `policy@1.3,prompt@2`, with parameters
+    `policy@1.3,temperature=0.7`. Null in older records and in refused calls.
     """
     propensity: float | None = None
     """Share with which the rollout was given this variant, in (0, 1]; null where it was not given

@@ -94,6 +94,10 @@ class RouteTarget(EventStruct, frozen=True, kw_only=True):
     """Relative share of rollouts that begin in a context cell (fulgurite/selection/context.py);
     `weight` in cells that are not named. A target whose `weight` is 0 gets none.
     """
+    prompt: str | None = None
+    """Version of the alias's prompt that its rollouts are served with; `none`: as agents send
+    them; null: the one in force.
+    """
 
 
 class PolicyRoute(Event, frozen=True, kw_only=True):

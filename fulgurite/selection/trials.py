@@ -126,7 +126,11 @@ def next_candidate(shares: Shares, newest: Version, published_at: int | None) ->
         return None
     # What is asked of the stable version by the route is asked of the new one.
     return RouteTarget(
-        policy=newest.policy, version=str(newest), weight=1.0, parameters=stable.parameters
+        policy=newest.policy,
+        version=str(newest),
+        weight=1.0,
+        prompt=stable.prompt,
+        parameters=stable.parameters,
     )
 
 

@@ -268,8 +268,9 @@ def set_route(
         typer.Argument(
             metavar="TARGET...",
             help="POLICY@EPOCH.STEP=SHARE, POLICY=SHARE for the newest version, or "
-            "upstream:ALIAS=SHARE for a model of FULGURITE_UPSTREAMS. Sampling parameters stand "
-            "before the share: policy@1.3,temperature=0.7=SHARE.",
+            "upstream:ALIAS=SHARE for a model of FULGURITE_UPSTREAMS. A prompt version and "
+            "sampling parameters stand before the share: "
+            "policy@1.3,prompt@2,temperature=0.7=SHARE.",
         ),
     ],
     reason: Reason = "by hand",
@@ -282,7 +283,8 @@ def set_route(
 
     Replaces the alias's route, waits until backends serve it, and exits 1 if none does. Refuses an
     alias or upstream that the gateway does not know, a version that was never published or whose
-    weights are deleted, and fractions that do not add up to 1. A rollout keeps the variant it began
+    weights are deleted, a prompt version that the alias lacks, and fractions that do not add up to
+    1. A rollout keeps the variant it began
     with while that has a share. A backend holds one version of full
     weights: backends load the version with the greatest share, and those whose applier has
     FULGURITE_APPLIER_CANARY load the next.

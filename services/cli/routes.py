@@ -13,6 +13,7 @@ from fulgurite.events import RouteTarget
 from fulgurite.selection.variants import name_variant
 from services.cli.errors import report_errors
 from services.cli.gateway_models import GatewaySilent, models_of_gateway
+from services.cli.prompt_log import read_prompts
 from services.cli.route_effect import RouteEffect
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
@@ -20,6 +21,7 @@ from services.common.policies.route_log import read_routes, write_route
 from services.common.policies.route_targets import (
     BadTarget,
     check_alias,
+    check_prompts,
     check_upstreams,
     parse_targets,
     read_published,
@@ -55,6 +57,8 @@ def change_route(
     for target in targets:
         if target.upstream is None:
             published.check(target, policies)
+    if any(target.prompt is not None for target in targets):
+        check_prompts(alias, targets, read_prompts(kafka))
     with RouteEffect(kafka, published) as effect:
         write_route(kafka, alias, targets, reason)
         list_routes_command()

@@ -11,13 +11,22 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import msgspec
+
 from fulgurite.enums import ArtifactFormat, UpdateKind
 from fulgurite.events import PolicyUpdate, RouteTarget
 from fulgurite.learning.target_version import TargetVersion
 from fulgurite.parameters import Number
-from fulgurite.selection.variants import UPSTREAM, name_variant
+from fulgurite.prompts.history import AS_SENT, PromptHistory
+from fulgurite.selection.variants import PROMPT_AS_SENT, UPSTREAM, name_variant
 from fulgurite.topics import POLICY_UPDATES
-from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
+from fulgurite.versions import (
+    MalformedVersion,
+    Version,
+    base_version,
+    parse_prompt_version,
+    parse_version,
+)
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
 from services.common.kafka.settings import KafkaSettings
@@ -26,6 +35,7 @@ _POLICY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _UPSTREAM = re.compile(r"upstream:[^\s,=]+")
 _NUMBER = re.compile(r"\d+\.\d+")
 _SHARE_ERROR = 1e-6
+_PROMPT = "prompt@"
 
 PARAMETERS = {
     "temperature": Number(1.0),
@@ -46,9 +56,9 @@ class BadTarget(ValueError):
 def parse_targets(texts: Sequence[str]) -> tuple[RouteTarget, ...]:
     """Parse targets such as `policy@1.3=0.9`, or `policy=0.1` for the newest version.
 
-    `upstream:gpt-4o-mini=0.1` is an alias of FULGURITE_UPSTREAMS, and
-    `policy@1.3,temperature=0.7=0.1` has a sampling parameter. Without a share it is 1. Raises
-    BadTarget.
+    `upstream:gpt-4o-mini=0.1` is an alias of FULGURITE_UPSTREAMS,
+    `policy@1.3,temperature=0.7=0.1` has a sampling parameter, and `policy@1.3,prompt@2=0.1` a
+    version of the alias's prompt. Without a share it is 1. Raises BadTarget.
     """
     targets = tuple(_target(text) for text in texts)
     shares = [target.weight for target in targets]
@@ -66,16 +76,20 @@ def parse_targets(texts: Sequence[str]) -> tuple[RouteTarget, ...]:
 
 def _target(text: str) -> RouteTarget:
     answers, *settings = text.split(",")
-    if settings:
-        settings[-1], equals, share = settings[-1].rpartition("=")
-    else:
+    if not settings:
         answers, equals, share = answers.partition("=")
+    elif settings[-1].startswith(_PROMPT):
+        settings[-1], equals, share = settings[-1].partition("=")
+    else:
+        settings[-1], equals, share = settings[-1].rpartition("=")
     try:
         weight = float(share) if equals else 1.0
         is_upstream = answers.startswith(UPSTREAM)
         policy, at, _ = answers.partition("@")
         version = str(parse_version(answers)) if at and not is_upstream else None
-        parameters = dict(_parameter(setting) for setting in settings)
+        prompts = [one for one in settings if one.startswith(_PROMPT)]
+        parameters = dict(_parameter(one) for one in settings if one not in prompts)
+        prompt = _prompt(prompts)
     except (ValueError, MalformedVersion) as error:
         raise BadTarget(f"{text!r}: {error}") from error
     pattern = _UPSTREAM if is_upstream else _POLICY
@@ -86,8 +100,22 @@ def _target(text: str) -> RouteTarget:
         )
     if is_upstream:
         upstream = answers.removeprefix(UPSTREAM)
-        return RouteTarget(policy="", upstream=upstream, weight=weight, parameters=parameters)
-    return RouteTarget(policy=policy, version=version, weight=weight, parameters=parameters)
+        found = RouteTarget(policy="", upstream=upstream, weight=weight)
+    else:
+        found = RouteTarget(policy=policy, version=version, weight=weight)
+    return msgspec.structs.replace(found, parameters=parameters, prompt=prompt)
+
+
+def _prompt(texts: Sequence[str]) -> str | None:
+    """Parse `prompt@2` or `prompt@none`, of which there may be one. Raises ValueError,
+    MalformedVersion.
+    """
+    if len(texts) > 1:
+        raise ValueError(f"{' and '.join(texts)}: a target has one prompt")
+    if not texts or texts[0] == PROMPT_AS_SENT:
+        return AS_SENT if texts else None
+    parse_prompt_version(texts[0])
+    return texts[0]
 
 
 def _parameter(setting: str) -> tuple[str, float]:
@@ -96,7 +124,7 @@ def _parameter(setting: str) -> tuple[str, float]:
     if name not in PARAMETERS or not equals:
         raise ValueError(
             f"{setting!r} is not parameter=value, before the share; the parameters are: "
-            f"{', '.join(PARAMETERS)}"
+            f"{', '.join(PARAMETERS)}; a prompt is prompt@N, or {PROMPT_AS_SENT} for as sent"
         )
     try:
         number = PARAMETERS[name].parse(value)
@@ -235,3 +263,13 @@ def check_upstreams(targets: Sequence[RouteTarget], upstreams: Collection[str]) 
                 f"the gateway has no upstream {target.upstream!r}; FULGURITE_UPSTREAMS has: "
                 f"{', '.join(sorted(upstreams)) or 'none'}"
             )
+
+
+def check_prompts(alias: str, targets: Sequence[RouteTarget], history: PromptHistory) -> None:
+    """Check that the alias has the prompt versions that targets name. Raises BadTarget."""
+    for target in targets:
+        version = target.prompt
+        if version in (None, AS_SENT) or history.find(alias, version) is not None:
+            continue
+        known = ", ".join(str(one.version) for one in history.versions(alias))
+        raise BadTarget(f"{alias!r} has no {version}; its prompt versions are: {known or 'none'}")

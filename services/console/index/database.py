@@ -16,7 +16,7 @@ from typing import Any
 
 from services.console.index.errors import NoIndex
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the tables. A file of another version is deleted and built again from the log."""
 
 _CHECKPOINT = "128MB"

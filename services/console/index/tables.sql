@@ -321,7 +321,7 @@ CREATE TABLE routes (
     event_id VARCHAR NOT NULL,          -- Id of the event.
     event_time TIMESTAMP NOT NULL,      -- When it was written.
     alias VARCHAR NOT NULL,             -- Model name that agents ask for.
-    targets STRUCT(policy VARCHAR, version VARCHAR, upstream VARCHAR, weight DOUBLE, parameters MAP(VARCHAR, DOUBLE), cell_weights MAP(VARCHAR, DOUBLE))[] NOT NULL, -- Targets, in the order of the event.
+    targets STRUCT(policy VARCHAR, version VARCHAR, upstream VARCHAR, weight DOUBLE, parameters MAP(VARCHAR, DOUBLE), cell_weights MAP(VARCHAR, DOUBLE), prompt VARCHAR)[] NOT NULL, -- Targets, in the order of the event.
     reason VARCHAR NOT NULL,            -- For people: promotion, canary, rollback ...
     author VARCHAR NOT NULL,            -- Who wrote it.
     selection VARCHAR,                  -- Event id of the selector's decision that it applies; null: no selector wrote it.

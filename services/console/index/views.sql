@@ -67,6 +67,7 @@ SELECT
     target.weight AS weight,            -- Relative share.
     target.weight / nullif(sum(target.weight) OVER (PARTITION BY alias), 0) AS share, -- Share, from 0 to 1.
     target.parameters AS parameters,    -- Sampling parameters where a request sets none.
+    target.prompt AS prompt,            -- Version of the alias's prompt; null: the one in force.
     event_time AS since,                -- When the route was written.
     author,                             -- Who wrote it.
     reason                              -- For people: why.

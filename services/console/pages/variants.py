@@ -16,6 +16,7 @@ def variant_of(target: Row) -> str:
             upstream=target["upstream"],
             weight=target["weight"],
             parameters=target["parameters"] or {},
+            prompt=target["prompt"],
         )
     )
 

@@ -15,7 +15,7 @@ from fulgurite.ids import completion_of, subject_of
 from fulgurite.selection.context import context_cell
 from fulgurite.untrusted_json import Json
 from services.gateway.context import GatewayContext
-from services.gateway.dialects.dialect import Dialect
+from services.gateway.dialects.dialect import ApiRequest, Dialect
 from services.gateway.dialects.variant_parameters import fill_parameters
 from services.gateway.errors import ExpiredKey, Forbidden, GatewayError, UnknownModel
 from services.gateway.http import asgi
@@ -113,7 +113,7 @@ class CallBuilder:
             request, draft.sampling, route, who.mode
         )
         request, draft.prompt_version = await context.prompts.apply(
-            request, self._dialect.api, who, draft.started_at, _named_prompt(caller, request.alias)
+            request, self._dialect.api, who, draft.started_at, _named_prompt(caller, request, route)
         )
         draft.sampled = ", ".join(filter(None, (sampled, limited))) or None
         context.dispatcher.admission.size(draft.key, len(draft.raw))
@@ -180,7 +180,11 @@ class CallBuilder:
         )[0]
 
 
-def _named_prompt(caller: Caller, alias: str) -> str | None:
-    """The prompt version that the caller's rollout names for this alias."""
+def _named_prompt(caller: Caller, request: ApiRequest, route: Route) -> str | None:
+    """The prompt version that the caller's rollout names for this alias, else the variant's, if the
+    route is this alias's own and not that of a role.
+    """
     claims = caller.claims
-    return claims.prompt_version or None if claims is not None and claims.alias == alias else None
+    if claims is not None and claims.alias == request.alias and claims.prompt_version:
+        return claims.prompt_version
+    return route.prompt if route.alias == request.alias else None

@@ -131,15 +131,14 @@ class _Answer:
     def _candidates(self) -> tuple[Route, ...]:
         """The routes of the rollout's variant, best first.
 
-        A call was prepared for the kind and the parameters of its variant, so it stays there if the
-        alias was routed to others while it waited.
+        A call was prepared for the kind, the prompt and the parameters of its variant, so it stays
+        there if the alias was routed to others while it waited.
         """
         prepared = self._call.route
         found = self._dispatcher.router.candidates(
             prepared.alias, self._call.who.rollout_id, lambda: prepared.cell
         )
-        fits = (found[0].kind, found[0].parameters) == (prepared.kind, prepared.parameters)
-        return found if fits else (prepared,)
+        return found if _preparation(found[0]) == _preparation(prepared) else (prepared,)
 
     async def __aexit__(
         self,
@@ -178,6 +177,11 @@ class _Answer:
             raise
         self._gate = gate
         return self._reply
+
+
+def _preparation(route: Route) -> tuple[object, ...]:
+    """What a request was changed by for its route."""
+    return route.kind, route.prompt, route.parameters
 
 
 def _lacks_adapter(route: Route, error: UpstreamRejected) -> bool:

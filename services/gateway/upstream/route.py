@@ -38,6 +38,8 @@ class Route(msgspec.Struct, frozen=True):
     """Context cell whose share that is; None where the alias has no shares by context."""
     parameters: tuple[tuple[str, float], ...] = ()
     """The variant's sampling parameters, for requests that set none."""
+    prompt: str | None = None
+    """The variant's version of the alias's prompt, or AS_SENT; None: the one in force."""
 
     def reported(self, version: str | None) -> str | None:
         """The version that answered: what the engine reports; of an adapter's bare base model, that

@@ -21,7 +21,7 @@ from typing import TypeVar
 import msgspec
 
 from fulgurite.events import RouteTarget
-from fulgurite.selection.variants import name_variant, with_parameters
+from fulgurite.selection.variants import name_variant, with_settings
 from fulgurite.versions import MalformedVersion, base_version, parse_version
 from services.gateway.upstream.policies import PolicyView
 from services.gateway.upstream.route import Route
@@ -227,13 +227,23 @@ class Router:
     def _target(self, route: Route, target: RouteTarget) -> Target:
         key, parameters = name_variant(target), tuple(sorted(target.parameters.items()))
         if target.upstream is not None:
-            changes = {"alias": route.alias, "variant": key, "parameters": parameters}
-            upstream = msgspec.structs.replace(self._routes[target.upstream], **changes)
+            upstream = msgspec.structs.replace(
+                self._routes[target.upstream],
+                alias=route.alias,
+                variant=key,
+                parameters=parameters,
+                prompt=target.prompt,
+            )
             return Target(key, target.weight, (upstream,), (), target.cell_weights)
         candidates = [
             self._serving(
                 msgspec.structs.replace(
-                    route, policy=target.policy, backend=b, base_url=url, parameters=parameters
+                    route,
+                    policy=target.policy,
+                    backend=b,
+                    base_url=url,
+                    parameters=parameters,
+                    prompt=target.prompt,
                 ),
                 target,
                 key,
@@ -283,9 +293,8 @@ def _backend(route: Route) -> str:
 
 def _variant_of(route: Route) -> str:
     """What a backend serves in place of the version that was asked for."""
-    return with_parameters(
-        route.version or route.expects or route.policy or "", dict(route.parameters)
-    )
+    answers = route.version or route.expects or route.policy or ""
+    return with_settings(answers, route.prompt, dict(route.parameters))
 
 
 def _order(version: str) -> tuple[int, int]:

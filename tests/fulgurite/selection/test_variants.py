@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from fulgurite.events import RouteTarget
 from fulgurite.selection.variants import name_variant
 
@@ -13,3 +15,7 @@ def test_a_variant_is_named_as_its_target_is_written() -> None:
     parameters = {"top_k": 20.0, "temperature": 0.7}
     warm = RouteTarget(policy="", upstream="gpt", weight=1, parameters=parameters)
     assert name_variant(warm) == "upstream:gpt,temperature=0.7,top_k=20"
+    prompted = msgspec.structs.replace(warm, prompt="prompt@2")
+    assert name_variant(prompted) == "upstream:gpt,prompt@2,temperature=0.7,top_k=20"
+    as_sent = msgspec.structs.replace(pinned, prompt="none")
+    assert name_variant(as_sent) == "policy@1.3,prompt@none"

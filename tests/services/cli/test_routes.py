@@ -9,15 +9,18 @@ from typer.testing import CliRunner
 
 from fulgurite.enums import ArtifactFormat, UpdateKind
 from fulgurite.events import Artifact, PolicyUpdate, RouteTarget
+from fulgurite.prompts.history import PromptHistory
 from services.cli.main import app
 from services.common.policies.route_targets import (
     BadTarget,
     Published,
     check_alias,
+    check_prompts,
     check_upstreams,
     missing_file,
     parse_targets,
 )
+from tests.fulgurite.prompts.prompt_updates import version
 
 
 def test_shares_and_the_newest() -> None:
@@ -38,6 +41,34 @@ def test_upstreams_and_parameters() -> None:
         RouteTarget(policy="", upstream="a/b@c", weight=0.25),
         RouteTarget(policy="policy", weight=0.25),
     )
+
+
+def test_prompts() -> None:
+    assert parse_targets(
+        ["policy,prompt@2=0.5", "policy@1.3,prompt@none,temperature=0.7=0.25", "policy=0.25"]
+    ) == (
+        RouteTarget(policy="policy", weight=0.5, prompt="prompt@2"),
+        RouteTarget(
+            policy="policy", version="policy@1.3", weight=0.25, prompt="none",
+            parameters={"temperature": 0.7},
+        ),
+        RouteTarget(policy="policy", weight=0.25),
+    )  # fmt: skip
+    (target,) = parse_targets(["upstream:gpt,prompt@1"])
+    assert (target.prompt, target.weight) == ("prompt@1", 1.0)
+    for wrong in ("policy,prompt@x=1", "policy,prompt@1,prompt@2=1", "policy,prompt@0"):
+        with pytest.raises(BadTarget, match="prompt"):
+            parse_targets([wrong])
+
+
+def test_a_prompt_version_that_the_alias_lacks_is_refused() -> None:
+    history = PromptHistory()
+    history.apply(version(1, alias="odd", system="New."))
+    check_prompts("odd", parse_targets(["a,prompt@1=1", "a,prompt@none=1", "a=1"]), history)
+    with pytest.raises(BadTarget, match=r"'odd' has no prompt@2; .* are: prompt@1"):
+        check_prompts("odd", parse_targets(["a,prompt@2"]), history)
+    with pytest.raises(BadTarget, match=r"versions are: none"):
+        check_prompts("other", parse_targets(["a,prompt@2"]), history)
 
 
 def test_whole_numbers_are_relative_shares_and_fractions_add_up_to_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from fulgurite.enums import CallOutcome
 from fulgurite.events import PolicyRoute, RouteTarget
 from fulgurite.selection.context import cell_of
 from services.gateway.errors import NotReady
+from tests.fulgurite.prompts.prompt_updates import version
 from tests.services.gateway.answering import REPLY, Answer, Gateway
 
 
@@ -88,6 +90,28 @@ async def test_a_variant_sets_the_sampling_that_the_agent_leaves_open(gateway: G
     embedded = await gateway.answer("/v1/embeddings", [b"{}"], model="odd", input="a")
     assert embedded.call.variant == answer.call.variant
     assert "temperature" not in gateway.upstream.asked[-1][1]
+
+
+async def test_a_variant_has_a_prompt_of_its_own(gateway: Gateway) -> None:
+    begun = time.time_ns() // 1_000_000 - 10_000
+    gateway.prompts.apply(version(1, alias="odd", at=begun, system="Old."))
+    gateway.prompts.apply(version(2, alias="odd", at=begun, system="New."))
+    for prompt, system in (("prompt@1", "Old."), ("none", None), (None, "New.")):
+        route(gateway, msgspec.structs.replace(to("odd", 1), prompt=prompt))
+        answer = await ask(gateway, f"with {prompt}")
+        asked = gateway.upstream.asked[-1][1]["messages"]
+        assert asked[0] == ({"role": "system", "content": system} if system else asked[-1])
+        named = {"Old.": "prompt@1", "New.": "prompt@2", None: None}[system]
+        assert answer.call.prompt_version == named
+        suffix = "" if prompt is None else f",prompt@{prompt.removeprefix('prompt@')}"
+        assert answer.call.variant == f"upstream:odd{suffix}"
+
+
+async def test_a_call_is_refused_until_its_variants_prompt_is_read(gateway: Gateway) -> None:
+    route(gateway, msgspec.structs.replace(to("odd", 1), prompt="prompt@7"))
+    refused = await gateway.answer("/v1/chat/completions", [REPLY], model="odd", messages=[])
+    assert refused.status == 503
+    assert b"has not read prompt@7 of odd" in refused.body
 
 
 async def test_a_refused_call_has_no_variant(gateway: Gateway) -> None:
