@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from fulgurite.events import PolicyRoute, RouteTarget
 from fulgurite.selection.context import cell_of
 from services.gateway.errors import NotReady
 from tests.fulgurite.prompts.prompt_updates import version
-from tests.services.gateway.answering import REPLY, Answer, Gateway
+from tests.services.gateway.answering import REPLY, Answer, Gateway, running
 
 
 def to(upstream: str, weight: float, **parameters: float) -> RouteTarget:
@@ -105,6 +106,24 @@ async def test_a_variant_has_a_prompt_of_its_own(gateway: Gateway) -> None:
         assert answer.call.prompt_version == named
         suffix = "" if prompt is None else f",prompt@{prompt.removeprefix('prompt@')}"
         assert answer.call.variant == f"upstream:odd{suffix}"
+
+
+async def test_a_call_that_reaches_a_route_by_its_role_keeps_the_prompt_of_its_alias(
+    tmp_path: Path,
+) -> None:
+    roles = {"oddv": {"critic": {"alias": "odd"}}}
+    async with running(tmp_path, roles=roles) as gateway:
+        route(gateway, msgspec.structs.replace(to("odd", 1), prompt="prompt@1"))
+        answer = await gateway.answer(
+            "/v1/chat/completions",
+            [REPLY],
+            asked_with={"x-fulgurite-agent": "critic"},
+            model="oddv",
+            messages=[{"role": "user", "content": "hi"}],
+        )
+    call = answer.call
+    assert (call.alias, call.routed_alias) == ("oddv", "odd")
+    assert (call.variant, call.prompt_version) == ("upstream:odd,prompt@1", None)
 
 
 async def test_a_call_is_refused_until_its_variants_prompt_is_read(gateway: Gateway) -> None:
