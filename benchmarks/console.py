@@ -32,7 +32,7 @@ from services.common.kafka.consumer import make_consumer, read_until, watermarks
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.common.runtime.clock import now_ms
-from services.console.index.follower import LogFollower
+from services.console.index.follower import IndexFollower
 from services.console.index.reader import IndexReader
 from services.console.index.retention import used_bytes
 from services.console.index.settings import IndexSettings
@@ -136,7 +136,7 @@ class _Run:
         reader = IndexReader(self.index)
         keep = IndexSettings(retention_days=36_500)
         stop = Event()
-        follower = LogFollower(settings, self.codec, writer, keep, now_ms, stop)
+        follower = IndexFollower(settings, self.codec, writer, keep, now_ms, stop)
         thread = Thread(target=follower.run)
         thread.start()
         began = time.monotonic()

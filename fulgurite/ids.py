@@ -23,6 +23,9 @@ from functools import lru_cache
 
 import msgspec
 
+ROLLOUT_KEY_PREFIX = "fg-"
+"""API keys that begin so are those of one rollout."""
+
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _FIRST_MS = 1_577_836_800_000
 """The beginning of 2020. No id is older."""

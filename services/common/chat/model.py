@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import aiohttp
 import msgspec
 
+from fulgurite.ids import ROLLOUT_KEY_PREFIX
 from services.common.chat.errors import (
     ChatPassingFailure,
     ChatRefused,
@@ -23,7 +24,6 @@ from services.common.chat.errors import (
 )
 from services.common.chat.settings import ChatSettings
 
-ROLLOUT_KEY_PREFIX = "fg-"
 _HEALING = frozenset({408, 409, 425, 429})
 _LONGEST_ERROR = 300
 

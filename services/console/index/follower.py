@@ -49,7 +49,7 @@ _RETRY_S = 1.0
 _CONSUMER = {"queued.max.messages.kbytes": 65_536, "queued.min.messages": 20_000}
 
 
-class LogFollower:
+class IndexFollower:
     """Keeps the index up to date until stopped. Runs in one thread, which is the writer's."""
 
     def __init__(

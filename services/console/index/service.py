@@ -14,7 +14,7 @@ from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.console.index.database import delete_index
 from services.console.index.errors import IndexFailed, IndexLocked, OutdatedIndex
-from services.console.index.follower import LogFollower
+from services.console.index.follower import IndexFollower
 from services.console.index.query_server import QueryServer
 from services.console.index.reader import IndexReader
 from services.console.index.settings import IndexSettings
@@ -117,8 +117,8 @@ class IndexService:
             writer.write_prices(self._prices)
         return writer
 
-    def _make_follower(self) -> LogFollower:
-        return LogFollower(
+    def _make_follower(self) -> IndexFollower:
+        return IndexFollower(
             self._kafka, self._codec, self._writer, self._settings, now_ms, self._stop
         )
 

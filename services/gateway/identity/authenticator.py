@@ -7,9 +7,10 @@ import hmac
 
 import msgspec
 
+from fulgurite.ids import ROLLOUT_KEY_PREFIX
 from services.gateway.errors import Forbidden, Unauthorized
 from services.gateway.identity.claims import Claims
-from services.gateway.identity.keys import PREFIX, KeyRing
+from services.gateway.identity.keys import KeyRing
 
 CALL_KEY = (
     "a rollout's `api_key` or one of FULGURITE_API_KEYS (clients send OPENAI_API_KEY or "
@@ -57,7 +58,7 @@ class Authenticator:
         key = bearer(authorization)
         if not key:
             raise Unauthorized(f"No API key: send `Authorization: Bearer <key>` with {wanted}.")
-        if key.startswith(PREFIX):
+        if key.startswith(ROLLOUT_KEY_PREFIX):
             claims = self._ring.verify(key, now_ms)
             return Caller(claims.rollout, admin=False, claims=claims)
         if _same(key, self._admin):

@@ -14,10 +14,10 @@ import re
 
 import msgspec
 
+from fulgurite.ids import ROLLOUT_KEY_PREFIX
 from services.gateway.errors import ExpiredKey, Unauthorized
 from services.gateway.identity.claims import Claims
 
-PREFIX = "fg-"
 LEEWAY_MS = 60_000
 """How much the clocks of the machines that mint and verify may differ."""
 
@@ -28,7 +28,7 @@ REWARD_SCOPES = (REWARD,)
 _REMEMBERED = 10_000
 """A few megabytes of keys."""
 
-_KEY = re.compile(r"fg-([A-Za-z0-9_-]{1,64})\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
+_KEY = re.compile(ROLLOUT_KEY_PREFIX + r"([A-Za-z0-9_-]{1,64})\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 
 
 class KeyRing:
@@ -73,7 +73,7 @@ class KeyRing:
         """A key that carries these claims."""
         payload = _b64(msgspec.json.encode(claims))
         signature = _sign(self._secrets[self._kid], self._kid, payload)
-        return f"{PREFIX}{self._kid}.{payload}.{_b64(signature)}"
+        return f"{ROLLOUT_KEY_PREFIX}{self._kid}.{payload}.{_b64(signature)}"
 
     def verify(self, text: str, now_ms: int) -> Claims:
         """The key's claims. Raises Unauthorized for a key that this ring did not sign, ExpiredKey
