@@ -34,7 +34,7 @@ from services.common.kafka.topic_admin import create_topics
 from services.common.runtime.clock import now_ms
 from services.console.index.follower import IndexFollower
 from services.console.index.reader import IndexReader
-from services.console.index.retention import used_bytes
+from services.console.index.retention import bytes_of_payloads, used_bytes
 from services.console.index.settings import IndexSettings
 from services.console.index.writer import IndexWriter
 from services.console.pages.address import Address
@@ -177,7 +177,7 @@ class _Run:
         """Print how large the index is."""
         writer = IndexWriter(self.index, self.codec, "bench.", now_ms)
         used = used_bytes(writer)
-        ((texts,),) = writer.execute("SELECT sum(octet_length(data)) FROM payloads")
+        texts = bytes_of_payloads(writer)
         writer.close()
         calls = self.calls
         table(

@@ -89,6 +89,7 @@ def delete_beyond(writer: IndexWriter, most_bytes: int) -> int:
     if used <= most_bytes * 2 // 3:
         return used
     goal = most_bytes // 3
+    writer.execute("CHECKPOINT")
     while used > goal and (_delete_payloads(writer, used - goal) or _delete_oldest(writer)):
         compact(writer)
         used = used_bytes(writer)
@@ -115,13 +116,26 @@ def used_bytes(writer: IndexWriter) -> int:
     return int(size * blocks)
 
 
+def bytes_of_payloads(writer: IndexWriter) -> int:
+    """Bytes of the file's blocks that hold texts and tokens in full. DuckDB compresses them again,
+    so this is less than their length. What no checkpoint has written yet does not count.
+    """
+    ((blocks, size),) = writer.execute(
+        "SELECT count(DISTINCT block), any_value(block_size) FROM pragma_database_size(), "
+        "(SELECT unnest(list_append(additional_block_ids, block_id)) AS block "
+        "FROM pragma_storage_info('payloads') WHERE persistent) WHERE block >= 0"
+    )
+    return int(blocks * (size or 0))
+
+
 def _delete_payloads(writer: IndexWriter, excess: int) -> bool:
-    """Delete the oldest blocks of records that make up the excess; returns whether there were."""
+    """Delete the oldest records whose blocks make up the excess; returns whether there were."""
     found = writer.execute(
         "SELECT max(written_at) FROM (SELECT written_at, sum(octet_length(data)) OVER "
-        "(ORDER BY written_at ROWS UNBOUNDED PRECEDING) - octet_length(data) AS before "
-        "FROM payloads) WHERE before < ?",
-        [excess],
+        "(ORDER BY written_at ROWS UNBOUNDED PRECEDING) - octet_length(data) AS before, "
+        "sum(octet_length(data)) OVER () AS total FROM payloads) "
+        "WHERE before < total::DOUBLE * ? / greatest(?, 1)",
+        [excess, bytes_of_payloads(writer)],
     )
     last = found[0][0]
     if last is None:

@@ -8,7 +8,13 @@ from pathlib import Path
 import msgspec
 
 from services.console.index.reader import IndexReader
-from services.console.index.retention import compact, delete_before, delete_beyond, used_bytes
+from services.console.index.retention import (
+    bytes_of_payloads,
+    compact,
+    delete_before,
+    delete_beyond,
+    used_bytes,
+)
 from tests.services.console.index.recorded_log import (
     NOW_MS,
     RecordedLog,
@@ -94,6 +100,27 @@ def test_texts_go_before_groups_when_the_index_is_too_large(tmp_path: Path) -> N
     delete_beyond(writer, 1)
     assert writer.execute("SELECT count(*) FROM payloads") == [(0,)]
     assert writer.execute("SELECT count(*) FROM calls") == [(0,)]
+    writer.close()
+
+
+def test_texts_that_compress_well_are_cut_to_the_same_size(tmp_path: Path) -> None:
+    chance, log = random.Random(22), RecordedLog()
+    noise = chance.randbytes(40_000).hex()
+    for number in range(400):
+        # DuckDB compresses what neighbouring blocks share.
+        text = noise + chance.randbytes(4_000).hex()
+        log.append(msgspec.structs.replace(make_call(number, at=1_000 + number), request=text))
+    writer = open_writer(tmp_path / "index.duckdb")
+    writer.write(log.records)
+    writer.execute("CHECKPOINT")
+    full = used_bytes(writer)
+    ((lengths,),) = writer.execute("SELECT sum(octet_length(data)) FROM payloads")
+    stored = bytes_of_payloads(writer)
+    assert 0 < stored < lengths / 2
+    assert delete_beyond(writer, full) <= full // 3
+    ((left,),) = writer.execute("SELECT count(*) FROM payloads")
+    assert left > 0
+    assert writer.execute("SELECT count(*) FROM calls") == [(400,)]
     writer.close()
 
 
