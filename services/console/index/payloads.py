@@ -92,7 +92,7 @@ class PayloadReader:
     def call(self, partition: int, offset: int) -> LlmCall | None:
         """Return a complete call by its place; None if it or a parent is not held (any more).
 
-        Payloads stored outside Kafka stay claim checks. Raises BrokenDelta, CodecError.
+        Texts stored outside Kafka are not fetched. Raises BrokenDelta, CodecError.
         """
         chain: list[LlmCall] = []
         place = (partition, offset)

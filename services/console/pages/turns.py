@@ -9,11 +9,12 @@ import msgspec
 
 from fulgurite.calls.transcript import answer_of, body_of, messages_in, shown, text_of
 from fulgurite.enums import PromptKind
-from fulgurite.errors import BrokenDelta, CodecError
+from fulgurite.errors import BadClaim, BrokenDelta, CodecError
 from fulgurite.events import Demonstration, LlmCall, PromptUpdate
 from fulgurite.prompts.editing import served_body
 from fulgurite.tokens import unpack_ids, unpack_logprobs
 from fulgurite.untrusted_json import Json, called_functions, mapping, mappings, parsed
+from services.common.blobs.blob_store import readable
 from services.console.index.payloads import PayloadReader
 from services.console.pages.reading import Asked, Row
 
@@ -49,9 +50,14 @@ def read_turns(asked: Asked, rows: Sequence[Row]) -> list[Turn]:
     before: dict[str, int] = {}
     for row in rows:
         try:
-            call = reader.call(row["partition"], row["offset"])
+            found = reader.call(row["partition"], row["offset"])
+            call = None if found is None else readable(found)
         except (BrokenDelta, CodecError) as error:
             turns.append(Turn(row, missing=str(error)))
+            continue
+        except BadClaim as error:
+            reason = f"The texts are stored outside the log, where the console cannot read: {error}"
+            turns.append(Turn(row, missing=reason))
             continue
         if call is None:
             turns.append(

@@ -26,6 +26,7 @@ from services.console.pages.window import choice_field, since, window_field
 
 NO_ROLE = "(no role)"
 _DEEPEST = 12
+_BEGAN = "in rollouts that began in the window"
 _INDENT = "\u2003"
 """A space that browsers keep."""
 
@@ -130,8 +131,8 @@ def roles_table(roles: Sequence[Row], actions: Sequence[Row]) -> Table:
             Column("Prompt tokens", number=True),
             Column("Generated tokens", number=True),
             Column("Median call", number=True),
-            Column("Mean credit", number=True, note="Of its actions that carry loss"),
-            Column("Trained", number=True, note="Share of its actions"),
+            Column("Mean credit", number=True, note=f"Of actions that carry loss, {_BEGAN}"),
+            Column("Trained", number=True, note=f"Share of actions, {_BEGAN}"),
         ),
         tuple(
             (

@@ -124,6 +124,7 @@ def target(version: str | None, weight: float, upstream: str | None = None) -> d
         "weight": weight,
         "parameters": {"temperature": 0.5} if upstream else {},
         "cell_weights": {},
+        "prompt": "prompt@2" if upstream else None,
     }
 
 
@@ -162,7 +163,7 @@ def test_routes_have_shares_scores_and_a_history_of_changes(index: MemoryIndex) 
     current, earned, history = only(blocks, Table)
     assert {tuple(row[1:3]) for row in texts(current.rows)} == {
         ("policy (newest)", "50.0 %"),
-        ("upstream:gpt,temperature=0.5", "50.0 %"),
+        ("upstream:gpt,prompt@2,temperature=0.5", "50.0 %"),
     }
     assert [row[:6] for row in texts(earned.rows)] == [
         ["policy", "policy@1.1", "1", "50.0 %", "1.000 (n = 1)", "0.000"],
