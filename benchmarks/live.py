@@ -1,13 +1,14 @@
 """Trains on the votes of simulated users, behind a gate, and measures what serves them.
 
     .venv/bin/python -m benchmarks.live [--seeds 0] [--parts honest poisoned]
-        [--conversations 600] [--held-out 210] [--out benchmarks/live.md]
+        [--conversations 1200] [--held-out 210] [--out benchmarks/live.md]
 
 `honest` begins with the base model. `poisoned` goes on from its log: a fifth of the votes are
 turned into their opposite, and one user floods. At its end somebody publishes the weights of the
 first version again. The gate is killed once in the middle of each part. Times are a twentieth of
-real ones: votes come 0.1 to 12 seconds after an answer. After every 48 conversations the users wait
-for the learner.
+real ones: votes come 0.1 to 12 seconds after an answer. After every 144 conversations the users
+wait for the learner, whose batch is about as large, so that the gate judges versions about as fast
+as they are made.
 
 What has a report is not run again, so an interrupted benchmark goes on with the part that it was
 at.
@@ -51,7 +52,7 @@ from services.local_stack.local_stack import LocalStack, StackOptions
 
 ALIAS = "policy"
 FILES = PROJECT / "benchmarks" / "live"
-GATE_OPTIONS = ("--share=0.3", "--least=30", "--most=120", "--margin=0.1", "--poll=1")
+GATE_OPTIONS = ("--share=0.5", "--least=30", "--most=90", "--margin=0.25", "--poll=1")
 SETTINGS = {
     "FULGURITE_TRAIN_LIVE": ALIAS,
     "FULGURITE_TRAIN_LIVE_QUOTA": str(QUOTA),
@@ -60,7 +61,7 @@ SETTINGS = {
 }
 _LAST_CHANCE = 400
 """Conversations after which a bad version counts as not rolled back."""
-_WAVE = 48
+_WAVE = 144
 """Conversations before the users wait for a version: on two cores a model that answers leaves its
 learner little time, and how often it steps would be the machine's doing.
 """
@@ -339,7 +340,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--conversations", type=int, default=600, help="in each part")
+    parser.add_argument("--conversations", type=int, default=1200, help="in each part")
     parser.add_argument("--held-out", type=int, default=210)
     parser.add_argument("--work", type=Path, default=PROJECT / ".fulgurite" / "live")
     parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks" / "live.md")

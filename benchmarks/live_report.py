@@ -61,7 +61,7 @@ def page(reports: Sequence[tuple[str, int, Report]], held_out: int) -> str:
         f"SmolLM2-135M-Instruct with the calculator example and adapters of rank 16. {PEOPLE} "
         f"simulated users, {AT_ONCE} conversations at a time; a vote comes 0.1 to 12 seconds "
         "after its answer, a twentieth of what it is for people, and so are the waits of "
-        "aggregator and rewarder. After every 48 conversations the users wait until the learner "
+        "aggregator and rewarder. After every 144 conversations the users wait until the learner "
         "has made a version, two minutes at most. Without a vote, a function that cannot know "
         f"what is right is the fallback. {PARTS['honest'].silent:.0%} of the conversations get no "
         "vote, and "

@@ -23,7 +23,7 @@ from examples.calculator.agent import solve
 from examples.calculator.tasks import Task
 
 PEOPLE = 500
-AT_ONCE = 16
+AT_ONCE = 24
 """Conversations at a time."""
 _FLOODER = "user-flood"
 _SOONEST_S, _LATEST_S = 0.1, 12.0
