@@ -227,6 +227,37 @@ async def test_a_candidate_is_served_only_where_a_rollout_names_it(
         assert (await ask(gateway, x_fulgurite_rollout="newer"))[0] == "prompt@1"
 
 
+async def test_a_route_gives_a_version_to_a_share_of_the_rollouts(
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path, stub: Stub
+) -> None:
+    settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
+    async with running_gateway(settings, stub.url, tmp_path) as gateway:
+        command = Command(gateway)
+        system = tmp_path / "system.txt"
+        system.write_text("New.")
+        await command.in_force("prompts", "set", "--alias", "policy", "--system", str(system))
+        await asyncio.to_thread(write_candidate, settings)
+        setting = ("routes", "set", "--wait", "0", "policy")
+        error = await command(*setting, "policy", "policy,prompt@9=1", exit_code=1)
+        assert "has no prompt@9; its prompt versions are: prompt@1, prompt@2" in error
+        targets = ("policy=1", "policy,prompt@none=1", "policy,prompt@2=1")
+        assert "policy,prompt@2 (newest)=1" in await command(*setting, *targets)
+        deadline = time.monotonic() + 60
+        seen: dict[str, set[str | None]] = {}
+        while len(seen) < 3 and time.monotonic() < deadline:
+            prompt, rollout = await ask(
+                gateway, x_fulgurite_rollout=f"session {len(stub.requests)}"
+            )
+            (call,) = await gateway.calls(rollout)
+            if call.variant is not None:
+                seen.setdefault(call.variant, set()).add(prompt)
+        assert seen == {
+            "policy": {"prompt@1"},
+            "policy,prompt@none": {None},
+            "policy,prompt@2": {"prompt@2"},
+        }
+
+
 async def test_a_version_that_answers_in_place_of_an_alias_gets_the_alias_s_prompt(
     kafka: LocalKafka, topic_prefix: str, tmp_path: Path, stub: Stub
 ) -> None:
