@@ -19,6 +19,7 @@ from services.common.kafka.consumer import read_all
 from services.common.kafka.settings import KafkaSettings
 from services.common.policies.route_log import last_routes, publish_route, write_route
 from services.common.policies.route_targets import BadTarget, read_published
+from services.common.runtime.terminal import make_console
 
 _POLL_S = 0.1
 
@@ -48,7 +49,8 @@ def loaded(
     published.check(wanted, {version.policy})
     before = last_routes(kafka).get(alias)
     targets = before.targets if before is not None else ()
-    with RouteEffect(kafka, published) as effect:
+    # Standard output is for the result.
+    with RouteEffect(kafka, published, make_console(stderr=True)) as effect:
         routed = with_share_of_0(targets, wanted) if is_adapter else (wanted,)
         reason = f"evaluation of {version}"
         ours = write_route(kafka, alias, routed, reason, author=author)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from confluent_kafka import TopicPartition
+from rich.console import Console
 
 from fulgurite.enums import ApplyOutcome
 from fulgurite.events import PolicyApplied, RouteTarget
@@ -22,7 +23,11 @@ from services.gateway.upstream.policies import PolicyView
 class RouteEffect:
     """Follows `policy.applied`. Enter it before the route is written, to miss no event."""
 
-    def __init__(self, kafka: KafkaSettings, published: Published) -> None:
+    def __init__(
+        self, kafka: KafkaSettings, published: Published, console: Console | None = None
+    ) -> None:
+        """`console`: where it prints; None: standard output."""
+        self._console = console or make_console()
         self._published = published
         self._view = PolicyView(published.adapters())
         self._failed: dict[tuple[str, str], str] = {}
@@ -54,7 +59,7 @@ class RouteEffect:
             if target.weight > 0 and target.upstream is None
         ]
         backends = set[str]().union(*(self._backends.get(policy, set()) for policy, _ in wanted))
-        console = make_console()
+        console = self._console
         if not wanted:
             console.print("written; gateways follow it within a second.")
             return True

@@ -230,3 +230,18 @@ async def test_a_recorded_rollout_becomes_a_task(gateway: Gateway, tmp_path: Pat
     (live,) = (tmp_path / "live.jsonl").read_text().splitlines()
     assert json.loads(live) == {"messages": [{"role": "user", "content": "hi"}]}
     await fulgurite(gateway, tmp_path, "pin", "nobody", code=1)
+
+
+async def test_nothing_but_json_is_printed_where_a_version_is_loaded_first(
+    gateway: Gateway, aggregator: None, tmp_path: Path
+) -> None:
+    write_task_files(tmp_path)
+    await publish(gateway, POLICY_UPDATES, update(0, UpdateKind.claim), update(4))
+    await publish(gateway, POLICY_APPLIED, applied("west", "policy@1.4"))
+    found = json.loads(
+        await fulgurite(
+            gateway, tmp_path, "eval", "--model", "policy@1.4", "--load", "--json", "--tasks",
+            "held-out.jsonl", "--reward", "rewards.py:score", "--", "python", "agent.py",
+        )
+    )  # fmt: skip
+    assert [one["model"] for one in found["models"]] == ["policy@1.4"]
