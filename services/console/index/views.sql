@@ -20,7 +20,7 @@ LEFT JOIN (SELECT call_id, rollout_id, attempt, choices FROM calls SEMI JOIN (SE
 WHERE rollout.attempt IS NOT NULL
   AND (reward.call_id IS NULL OR (call.call_id IS NOT NULL AND (call.choices = 0 OR coalesce(reward.choice, 0) < call.choices)))
 QUALIFY row_number() OVER (
-    PARTITION BY reward.group_id, reward.rollout_id, reward.name, reward.call_id, reward.choice
+    PARTITION BY reward.rollout_id, reward.name, reward.call_id, reward.choice
     ORDER BY reward.final DESC, reward.event_time DESC, reward.event_id DESC
 ) = 1;
 
