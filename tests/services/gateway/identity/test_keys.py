@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulgurite.enums import Mode
+from fulgurite.ids import ROLLOUT_KEY_PREFIX
 from services.gateway.errors import ExpiredKey, Unauthorized
 from services.gateway.identity.claims import Claims
-from services.gateway.identity.keys import AGENT_SCOPES, LEEWAY_MS, PREFIX, KeyRing
+from services.gateway.identity.keys import AGENT_SCOPES, LEEWAY_MS, KeyRing
 
 RING = KeyRing.parse("k1:0123456789abcdef-one, k2:0123456789abcdef-two")
 CLAIMS = Claims("ro_x", 2, "gr_x", "solver", Mode.train, AGENT_SCOPES, 1_000_000)
@@ -25,7 +26,7 @@ def test_a_key_says_what_was_put_in() -> None:
 
 
 def test_a_key_looks_like_one_that_the_logger_hides() -> None:
-    assert RING.mint(CLAIMS).startswith(PREFIX)
+    assert RING.mint(CLAIMS).startswith(ROLLOUT_KEY_PREFIX)
 
 
 def test_clocks_may_differ_by_the_leeway() -> None:
@@ -60,7 +61,7 @@ def test_claims_cannot_be_exchanged() -> None:
 @given(st.text(max_size=80))
 def test_damaged_keys_are_refused_not_crashed_on(tail: str) -> None:
     with pytest.raises(Unauthorized):
-        RING.verify(PREFIX + tail, 0)
+        RING.verify(ROLLOUT_KEY_PREFIX + tail, 0)
 
 
 @pytest.mark.parametrize("text", ["", " , ", "nocolon", "k1:short", "bad kid:0123456789abcdef"])
