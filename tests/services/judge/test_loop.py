@@ -154,7 +154,7 @@ def _given(what: object, *_: object) -> object:
 
 
 async def until(reached: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not reached():  # noqa: ASYNC110 - another thread and the judge's tasks get there
             await asyncio.sleep(0.005)
 

@@ -139,7 +139,7 @@ def sandbox(rewards: Path) -> Iterator[Sandbox]:
 
 
 def wait_for_end(pid: int) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()

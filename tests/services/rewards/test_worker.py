@@ -92,7 +92,7 @@ async def test_an_episode_over_which_judging_breaks_is_buried_and_the_next_is_ju
     plugin = Plugin(error)
     worker = RewardWorker(plugin, None, KafkaSettings(), RewardWorkerSettings())
     running = asyncio.create_task(worker.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while log.committed.get(0) != 2:  # noqa: ASYNC110 - another thread gets there
             await asyncio.sleep(0.005)
     worker.stop()
@@ -128,7 +128,7 @@ async def test_a_worker_for_live_traffic_scores_what_is_opted_in_alone(
     plugin.is_fallback = True
     worker = RewardWorker(plugin, None, KafkaSettings(), RewardWorkerSettings())
     running = asyncio.create_task(worker.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while log.committed.get(0) != 4:  # noqa: ASYNC110 - another thread gets there
             await asyncio.sleep(0.005)
     worker.stop()
