@@ -95,7 +95,7 @@ class Bench:
         """A judge that runs, and is stopped at the end."""
         one = Judging(self._patch, self.log, model or Model(), run_id, live=live)
         one.consumer.give(*partitions)
-        running = asyncio.create_task(one.judge.run())
+        running = one.running = asyncio.create_task(one.judge.run())
         try:
             yield one
         finally:
@@ -115,6 +115,7 @@ class Judging:
         *,
         live: bool,
     ) -> None:
+        self.running: asyncio.Task[None] | None = None
         self.consumer = MemoryConsumer(log)
         self.producer = MemoryProducer()
         patch.setattr(module, "EventProducer", partial(_given, self.producer))
@@ -192,7 +193,8 @@ async def test_nothing_is_committed_that_was_not_acknowledged(bench: Bench) -> N
     with pytest.raises(LogUnavailable):  # noqa: PT012 - the judge ends while it is looked at
         async with bench.judge(0) as judge:
             judge.producer.away = True
-            await until(lambda: len(judge.producer.stuck) == 2)
+            await until(lambda: judge.running is not None and judge.running.done())
+            assert len(judge.producer.stuck) == 2
     assert bench.log.committed.get(0, 0) == 0
 
 
