@@ -11,8 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-import msgspec
-
 from fulgurite.enums import ArtifactFormat, UpdateKind
 from fulgurite.events import PolicyUpdate, RouteTarget
 from fulgurite.learning.target_version import TargetVersion
@@ -98,12 +96,14 @@ def _target(text: str) -> RouteTarget:
             f"{text!r} is neither policy@epoch.step=share nor policy=share nor "
             "upstream:alias=share, with a share of 0 or more"
         )
-    if is_upstream:
-        upstream = answers.removeprefix(UPSTREAM)
-        found = RouteTarget(policy="", upstream=upstream, weight=weight)
-    else:
-        found = RouteTarget(policy=policy, version=version, weight=weight)
-    return msgspec.structs.replace(found, parameters=parameters, prompt=prompt)
+    return RouteTarget(
+        policy="" if is_upstream else policy,
+        version=version,
+        upstream=answers.removeprefix(UPSTREAM) if is_upstream else None,
+        weight=weight,
+        parameters=parameters,
+        prompt=prompt,
+    )
 
 
 def _prompt(texts: Sequence[str]) -> str | None:
