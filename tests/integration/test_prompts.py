@@ -174,6 +174,14 @@ async def ready(gateway: Gateway) -> None:
     raise AssertionError("the gateway does not read prompt.updates")
 
 
+async def write_both(command: Command, settings: KafkaSettings, folder: Path) -> None:
+    """Put `prompt@1` in force, and write the candidate `prompt@2`."""
+    system = folder / "system.txt"
+    system.write_text("New.")
+    await command.in_force("prompts", "set", "--alias", "policy", "--system", str(system))
+    await asyncio.to_thread(write_candidate, settings)
+
+
 async def test_a_candidate_is_served_only_where_a_rollout_names_it(
     kafka: LocalKafka, topic_prefix: str, tmp_path: Path, stub: Stub
 ) -> None:
@@ -181,10 +189,7 @@ async def test_a_candidate_is_served_only_where_a_rollout_names_it(
     async with running_gateway(settings, stub.url, tmp_path) as gateway:
         command = Command(gateway)
         stub.reset()
-        system = tmp_path / "system.txt"
-        system.write_text("New.")
-        await command.in_force("prompts", "set", "--alias", "policy", "--system", str(system))
-        await asyncio.to_thread(write_candidate, settings)
+        await write_both(command, settings, tmp_path)
         named = await gateway.declare(
             n=2, alias="policy", prompt_version="prompt@2", max_attempts=2
         )
@@ -233,10 +238,7 @@ async def test_a_route_gives_a_version_to_a_share_of_the_rollouts(
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
     async with running_gateway(settings, stub.url, tmp_path) as gateway:
         command = Command(gateway)
-        system = tmp_path / "system.txt"
-        system.write_text("New.")
-        await command.in_force("prompts", "set", "--alias", "policy", "--system", str(system))
-        await asyncio.to_thread(write_candidate, settings)
+        await write_both(command, settings, tmp_path)
         setting = ("routes", "set", "--wait", "0", "policy")
         error = await command(*setting, "policy", "policy,prompt@9=1", exit_code=1)
         assert "has no prompt@9; its prompt versions are: prompt@1, prompt@2" in error
