@@ -40,23 +40,29 @@ TASKS = [{"question": f"question {number}", "reference": str(number)} for number
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def west() -> AsyncGenerator[Stub]:
+    """A second backend of the policy."""
+    async with running_stub() as backend:
+        backend.reset(version="policy@1.5")
+        yield backend
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(
-    kafka: LocalKafka, stub: Stub, tmp_path_factory: pytest.TempPathFactory
+    kafka: LocalKafka, stub: Stub, west: Stub, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncGenerator[Gateway]:
     """Its two backends serve `policy@1.4` and `policy@1.5`; it has another model, `other`."""
     settings = kafka_settings(kafka.bootstrap_servers, f"t{uuid.uuid4().hex[:12]}.")
     folder = tmp_path_factory.mktemp("gateway")
     upstreams = json.dumps({"other": {"base_url": stub.url}})
     stub.reset(version="policy@1.4")
-    async with running_stub() as west:
-        west.reset(version="policy@1.5")
-        backends = f"east={stub.url},west={west.url}"
-        async with running_gateway(
-            settings, backends, folder, FULGURITE_UPSTREAMS=upstreams
-        ) as running:
-            for backend, version in (("east", "policy@1.4"), ("west", "policy@1.5")):
-                await publish(running, POLICY_APPLIED, applied(backend, version))
-            yield running
+    backends = f"east={stub.url},west={west.url}"
+    async with running_gateway(
+        settings, backends, folder, FULGURITE_UPSTREAMS=upstreams
+    ) as running:
+        for backend, version in (("east", "policy@1.4"), ("west", "policy@1.5")):
+            await publish(running, POLICY_APPLIED, applied(backend, version))
+        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -233,9 +239,10 @@ async def test_a_recorded_rollout_becomes_a_task(gateway: Gateway, tmp_path: Pat
 
 
 async def test_nothing_but_json_is_printed_where_a_version_is_loaded_first(
-    gateway: Gateway, aggregator: None, tmp_path: Path
+    gateway: Gateway, west: Stub, aggregator: None, tmp_path: Path
 ) -> None:
     write_task_files(tmp_path)
+    west.reset(version="policy@1.4")
     await publish(gateway, POLICY_UPDATES, update(0, UpdateKind.claim), update(4))
     await publish(gateway, POLICY_APPLIED, applied("west", "policy@1.4"))
     found = json.loads(

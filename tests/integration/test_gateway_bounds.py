@@ -54,9 +54,7 @@ async def test_what_one_client_takes_is_bounded(
 ) -> None:
     stub.reset()
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
-    async with running_gateway(
-        settings, stub.url, tmp_path, FULGURITE_REQUEST_TIMEOUT_S="1"
-    ) as gateway:
+    async with running_gateway(settings, stub.url, tmp_path) as gateway:
         before = memory(gateway)
 
         # Ten million messages in 32 MB: counted, not built.
@@ -92,6 +90,15 @@ async def test_what_one_client_takes_is_bounded(
                 flood.sendall(b"x" * 65_536)
         assert memory(gateway) - before < 250
 
+
+async def test_requests_that_do_not_go_on_are_ended(
+    kafka: LocalKafka, stub: Stub, tmp_path: Path, topic_prefix: str
+) -> None:
+    stub.reset()
+    settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
+    async with running_gateway(
+        settings, stub.url, tmp_path, FULGURITE_REQUEST_TIMEOUT_S="1"
+    ) as gateway:
         # Nothing, half a head, half a body without a key: closed. Half a body with a key: 408, and
         # an event.
         half = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n"
