@@ -227,10 +227,10 @@ class Trainer:
     def export(self, path: Path) -> None:
         """Write the weights as safetensors.
 
-        All of them under Hugging Face's names, in the base model's dtype; a tied head is left out.
-        Of an adapter its own under PEFT's names, in the dtype that the trainer computes in, with
-        its configuration beside them. Several workers write all weights in a file each, with
-        Hugging Face's index, into the folder of `path`.
+        All of them under Hugging Face's names, in the type of `version_dtype`, which config.json
+        beside them names; a tied head is left out. Of an adapter its own under PEFT's names, in the
+        dtype that the trainer computes in, with its configuration beside them. Several workers
+        write all weights in a file each, with Hugging Face's index, into the folder of `path`.
         """
         self.workers.export(path)
 

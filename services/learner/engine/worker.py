@@ -48,6 +48,7 @@ from services.learner.errors import TrainingError
 from services.learner.files import sha256
 from services.learner.tensors import begin_to_save, load_tensors, save_tensors
 from services.learner.train_row import without_frames
+from services.learner.weights_dtype import version_dtype, write_model_config
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """How long a worker waits for the others: longer than any step takes, short of torch's half hour.
@@ -142,6 +143,8 @@ class ForestWorker(TrainingWorker):
             if self._is_adapter:
                 peft_config = cast("Any", self.module).peft_config["default"]
                 write_config(peft_config, self.model_config.hf_config, path.parent)
+            else:
+                self._write_model_config(path.parent)
             save_file(tensors, path, metadata={"format": "pt"})
         dist.barrier()
 
@@ -160,6 +163,8 @@ class ForestWorker(TrainingWorker):
                 tensors[name] = self._kept(value)
         file = f"model-{self.rank + 1:05d}-of-{len(loads):05d}.safetensors"
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        if self.rank == 0:
+            self._write_model_config(folder)
         size = sum(tensor.nbytes for tensor in tensors.values())
         return Shard(file, sha256(folder / file), tuple(tensors), size)
 
@@ -175,9 +180,16 @@ class ForestWorker(TrainingWorker):
 
     def _kept(self, value: torch.Tensor) -> torch.Tensor:
         """A copy in the host's memory, in the type that a version has."""
-        base = self.model_config.hf_config.dtype or torch.bfloat16
-        dtype = cast("Any", self.engine).compute_dtype if self._is_adapter else base
-        return value.detach().to("cpu", dtype, copy=True).contiguous()
+        return value.detach().to("cpu", self._dtype, copy=True).contiguous()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        computed: torch.dtype = cast("Any", self.engine).compute_dtype
+        base: torch.dtype | None = self.model_config.hf_config.dtype
+        return computed if self._is_adapter else version_dtype(base, computed)
+
+    def _write_model_config(self, folder: Path) -> None:
+        write_model_config(Path(self.model_config.local_hf_config_path), self._dtype, folder)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save(self, folder: Path) -> None:

@@ -12,6 +12,7 @@ import random
 import warnings
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlparse
 
 import msgspec
 import numpy as np
@@ -20,8 +21,11 @@ import structlog
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from fulgurite.versions import Version
 from services.learner.algorithms import ALGORITHMS
+from services.learner.artifacts import ArtifactStore
 from services.learner.config import RunConfig
 from services.learner.errors import (
     CheckpointForeign,
@@ -507,6 +511,30 @@ def test_the_export_has_the_base_model_s_names_and_dtype(tmp_path: Path, *, tied
     for name, tensor in base.items():
         assert exported[name].dtype is torch.bfloat16
         torch.testing.assert_close(exported[name], tensor, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("bf16", 0.05)])
+def test_a_version_computes_what_its_trainer_computes(
+    tmp_path: Path, dtype: str, tolerance: float
+) -> None:
+    model = tiny_model()
+    made = trainer(model, engine={"dtype": dtype}, optimizer={"lr": 1e-3})
+    step(made, sampled(made, batch()))
+    artifact = ArtifactStore(tmp_path, "policy", model, durable=False).write(
+        Version("policy", 1, 1), made.export
+    )
+    folder = Path(urlparse(artifact.uri).path).parent
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    token_ids = [5, 17, 99, 3, 64, 12]
+    with torch.inference_mode():
+        logprobs = loaded(torch.tensor([token_ids])).logits[0, :-1].float().log_softmax(-1)
+    served = logprobs[range(len(token_ids) - 1), token_ids[1:]]
+    np.testing.assert_allclose(served, made.logprobs(token_ids), atol=tolerance)
+    before = load_file(model / "model.safetensors")
+    after = load_file(folder / "model.safetensors")
+    assert loaded.dtype is {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    assert {tensor.dtype for tensor in after.values()} == {loaded.dtype}
+    assert any(not torch.equal(after[name].to(before[name].dtype), before[name]) for name in before)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
