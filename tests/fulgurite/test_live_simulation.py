@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import pytest
 from hypothesis import given, settings
 
 from fulgurite.enums import Mode, TrainingUse
@@ -22,6 +23,8 @@ from tests.fulgurite.test_simulation import (
     run,
 )
 from tests.synthetic import make_call, make_reward
+
+pytestmark = pytest.mark.no_cover
 
 
 def call(

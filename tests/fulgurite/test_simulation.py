@@ -16,6 +16,7 @@ from functools import cache
 from typing import NamedTuple
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +59,9 @@ from tests.fulgurite.simulated.world import (
     topic_of,
 )
 from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status, rollout_id
+
+# Coverage's tracer makes a schedule take five times as long.
+pytestmark = pytest.mark.no_cover
 
 SCHEDULES = int(os.environ.get("FULGURITE_SIMULATION_SCHEDULES", "2000"))
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulgurite.tokens import (
+    any_negative,
     pack_ids,
     pack_logprobs,
     prompt_hash,
@@ -34,6 +35,11 @@ def test_logprobs_survive_bit_for_bit(logprobs: list[float]) -> None:
     packed = pack_logprobs(logprobs)
     assert unpack_logprobs(packed).tobytes() == np.asarray(logprobs, dtype="<f4").tobytes()
     assert token_count(packed) == len(logprobs)
+
+
+@given(st.lists(INT32))
+def test_a_negative_id_is_noticed(token_ids: list[int]) -> None:
+    assert any_negative(pack_ids(token_ids)) == any(one < 0 for one in token_ids)
 
 
 def test_bytes_are_little_endian() -> None:

@@ -38,6 +38,7 @@ REWARD = AgentReward(
     source="rest",
 )
 CODEC = Codec()
+REFERENCE = Codec(implementation="reference")
 
 
 class Registry:
@@ -180,3 +181,9 @@ def test_the_error_tree() -> None:
     assert all(
         issubclass(error, CodecError) for error in (MalformedFrame, UnknownSchema, InvalidEvent)
     )
+
+
+def test_the_reference_writes_the_same_bytes_and_reads_them() -> None:
+    data = CODEC.encode(REWARD)
+    assert REFERENCE.encode(REWARD) == data
+    assert REFERENCE.decode(data) == REWARD
