@@ -6,7 +6,7 @@
 `honest` begins with the base model. `poisoned` goes on from its log: a fifth of the votes are
 turned into their opposite, and one user floods. At its end somebody publishes the weights of the
 first version again. The gate is killed once in the middle of each part. Times are a twentieth of
-real ones: votes come 0.1 to 12 seconds after an answer. After every 144 conversations the users
+real ones: votes come 0.1 to 12 seconds after an answer. After each wave of conversations the users
 wait for the learner, whose batch is about as large, so that the gate judges versions about as fast
 as they are made.
 
@@ -30,7 +30,7 @@ from typing import Any, Self
 import msgspec
 
 from benchmarks.demo_runs import PROJECT
-from benchmarks.live_report import PARTS, QUOTA, Decision, Report, page
+from benchmarks.live_report import PARTS, QUOTA, WAVE, Decision, Report, page
 from benchmarks.live_users import Conversation, Progress, Users
 from benchmarks.prompt_tuning import REWARD
 from examples.calculator.tasks import Task, make_tasks, write_tasks
@@ -61,10 +61,6 @@ SETTINGS = {
 }
 _LAST_CHANCE = 400
 """Conversations after which a bad version counts as not rolled back."""
-_WAVE = 144
-"""Conversations before the users wait for a version: on two cores a model that answers leaves its
-learner little time, and how often it steps would be the machine's doing.
-"""
 _CHUNK = 40
 _SETTLING_S = 120.0
 _STOP_S = 30.0
@@ -134,7 +130,7 @@ class Run:
             held: list[Conversation] = []
             while len(held) < conversations:
                 versions = self._versions()
-                held += self._hold(min(_WAVE, conversations - len(held)), on_end)
+                held += self._hold(min(WAVE, conversations - len(held)), on_end)
                 self._wait_for_more(versions)
             bad = self._publish_first_again() if self._is_last else None
             served = self._serving()

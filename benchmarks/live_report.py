@@ -18,6 +18,10 @@ PARTS = {
     "poisoned": Population(flipped=0.2, flood=0.25),
 }
 QUOTA = 20
+WAVE = 144
+"""Conversations before the users wait for a version: on two cores a model that answers leaves its
+learner little time, and how often it steps would be the machine's doing.
+"""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -61,7 +65,7 @@ def page(reports: Sequence[tuple[str, int, Report]], held_out: int) -> str:
         f"SmolLM2-135M-Instruct with the calculator example and adapters of rank 16. {PEOPLE} "
         f"simulated users, {AT_ONCE} conversations at a time; a vote comes 0.1 to 12 seconds "
         "after its answer, a twentieth of what it is for people, and so are the waits of "
-        "aggregator and rewarder. After every 144 conversations the users wait until the learner "
+        f"aggregator and rewarder. After every {WAVE} conversations the users wait until the learner "
         "has made a version, two minutes at most. Without a vote, a function that cannot know "
         f"what is right is the fallback. {PARTS['honest'].silent:.0%} of the conversations get no "
         "vote, and "

@@ -10,7 +10,8 @@ import re
 import msgspec
 
 _PATTERN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)@([0-9]{1,18})\.([0-9]{1,18})")
-_PROMPT = re.compile(r"prompt@([1-9][0-9]{0,17})")
+PROMPT_PREFIX = "prompt@"
+_PROMPT = re.compile(rf"{PROMPT_PREFIX}([1-9][0-9]{{0,17}})")
 
 
 class MalformedVersion(ValueError):
@@ -43,7 +44,7 @@ def parse_version(text: str) -> Version:
 
 def prompt_version(number: int) -> str:
     """Write a version of a prompt."""
-    return f"prompt@{number}"
+    return f"{PROMPT_PREFIX}{number}"
 
 
 def parse_prompt_version(text: str) -> int:

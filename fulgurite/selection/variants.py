@@ -11,11 +11,12 @@ from collections.abc import Mapping
 
 from fulgurite.events import RouteTarget
 from fulgurite.prompts.history import AS_SENT
+from fulgurite.versions import PROMPT_PREFIX
 
 UPSTREAM = "upstream:"
 """Prefix of an alias of FULGURITE_UPSTREAMS, which tells it from a policy."""
 
-PROMPT_AS_SENT = f"prompt@{AS_SENT}"
+PROMPT_AS_SENT = f"{PROMPT_PREFIX}{AS_SENT}"
 """In a variant's name: the prompt as agents send it, whatever version is in force."""
 
 

@@ -19,6 +19,7 @@ from fulgurite.prompts.history import AS_SENT, PromptHistory
 from fulgurite.selection.variants import PROMPT_AS_SENT, UPSTREAM, name_variant
 from fulgurite.topics import POLICY_UPDATES
 from fulgurite.versions import (
+    PROMPT_PREFIX,
     MalformedVersion,
     Version,
     base_version,
@@ -33,7 +34,6 @@ _POLICY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _UPSTREAM = re.compile(r"upstream:[^\s,=]+")
 _NUMBER = re.compile(r"\d+\.\d+")
 _SHARE_ERROR = 1e-6
-_PROMPT = "prompt@"
 
 PARAMETERS = {
     "temperature": Number(1.0),
@@ -76,7 +76,7 @@ def _target(text: str) -> RouteTarget:
     answers, *settings = text.split(",")
     if not settings:
         answers, equals, share = answers.partition("=")
-    elif settings[-1].startswith(_PROMPT):
+    elif settings[-1].startswith(PROMPT_PREFIX):
         settings[-1], equals, share = settings[-1].partition("=")
     else:
         settings[-1], equals, share = settings[-1].rpartition("=")
@@ -85,7 +85,7 @@ def _target(text: str) -> RouteTarget:
         is_upstream = answers.startswith(UPSTREAM)
         policy, at, _ = answers.partition("@")
         version = str(parse_version(answers)) if at and not is_upstream else None
-        prompts = [one for one in settings if one.startswith(_PROMPT)]
+        prompts = [one for one in settings if one.startswith(PROMPT_PREFIX)]
         parameters = dict(_parameter(one) for one in settings if one not in prompts)
         prompt = _prompt(prompts)
     except (ValueError, MalformedVersion) as error:
