@@ -351,7 +351,9 @@ class EngineConfig(Section):
     """`cpu`, `cuda`, or `auto`, which takes a GPU if there is one."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Type that the model computes in: `bf16`, `fp32`, or `auto`, which is `fp32` on a CPU without
-    AVX-512, where bf16 is seven times slower. Master weights and optimizer are fp32 either way."""
+    AVX-512, where bf16 is seven times slower. Master weights and optimizer are fp32 either way.
+    Versions of all weights have the base model's type, or this one if it is more precise. Let
+    engines compute in it too (vLLM's `--dtype`), or they sample a policy that is rounded more."""
     seed: int = 0
     """Seed of initialisation and order."""
     layout: Literal["forest", "rows"] = "forest"

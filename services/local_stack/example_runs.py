@@ -16,8 +16,6 @@ from services.runner.progress import TerminalWatcher
 from services.runner.run import Summary
 from services.runner.settings import RunnerSettings
 
-GROUPS_AHEAD = 12
-"""More than a step needs: while some groups turn out to teach nothing, others are under way."""
 CONCURRENCY = 16
 EVALUATION_CONCURRENCY = 24
 
@@ -52,7 +50,6 @@ class ExampleRuns:
             Mode.train,
             n=self._example.group_size,
             concurrency=CONCURRENCY,
-            max_ahead=GROUPS_AHEAD,
             updates=updates,
         )
 
@@ -75,7 +72,6 @@ class ExampleRuns:
         n: int,
         concurrency: int,
         expert: str | None = None,
-        max_ahead: int | None = None,
         updates: int | None = None,
     ) -> RunOptions:
         example = self._example
@@ -91,7 +87,6 @@ class ExampleRuns:
             expert=expert,
             mode=mode,
             deadline_s=180.0,
-            max_ahead=max_ahead,
             updates=updates,
             preload=example.preload,
             seed=self._seed,

@@ -42,10 +42,6 @@ from services.runner.progress import JsonWatcher, TerminalWatcher
 from services.runner.run import INTERRUPTED, Run, Summary, Watcher
 from services.runner.settings import RunnerSettings
 
-DEFAULT_MAX_AHEAD = 8
-"""One batch of the learner's default size: every rollout is then sampled from the newest weights.
-"""
-
 Concurrency = Annotated[int, typer.Option(min=1, help="Agent processes that run at once.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many tasks.")]
 PassedVariables = Annotated[
@@ -184,8 +180,8 @@ def run(
         int | None,
         typer.Option(
             min=1,
-            help="Groups that may wait for the learner, at least its batch size. Without it, "
-            f"{DEFAULT_MAX_AHEAD} in mode `train`, no limit in `val`.",
+            help="Groups that may wait for the learner, at least its batch size. Without it, a "
+            "batch and a half in mode `train`; no limit in `val` and with --expert.",
         ),
     ] = None,
     updates: Annotated[
@@ -262,9 +258,7 @@ def run(
             max_attempts=max_attempts,
             epochs=epochs,
             limit=limit,
-            max_ahead=max_ahead
-            if max_ahead is not None or mode is not Mode.train
-            else DEFAULT_MAX_AHEAD,
+            max_ahead=max_ahead,
             updates=updates,
             give_up_after=give_up_after,
             until_version=parse_version(until_version) if until_version else None,

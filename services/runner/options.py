@@ -70,6 +70,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     limit: int | None = None
     """Largest number of groups."""
     max_ahead: int | None = None
+    """Groups that may wait for the learner; None: what its batch asks for in mode `train`, else no
+    limit."""
     updates: int | None = None
     until_version: Version | None = None
     give_up_after: int = DEFAULT_GIVE_UP_AFTER

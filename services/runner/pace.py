@@ -1,8 +1,8 @@
 """Decides whether the runner may start another group, or must wait for the learner. No I/O.
 
-At most `max_ahead` groups are started and not settled. A group is *settled* when the ledger entries
-of the policy's learner for it have come and the version they name, or a later one, is served. A
-group is given up `GIVE_UP_MS` after its deadline.
+At most `max_ahead` groups are started and not settled, or any number where it is None. A group is
+*settled* when the ledger entries of the policy's learner for it have come and the version they
+name, or a later one, is served. A group is given up `GIVE_UP_MS` after its deadline.
 """
 
 from __future__ import annotations
@@ -17,12 +17,24 @@ GIVE_UP_MS = 600_000
 learner is no reason to start more groups.
 """
 
+_UNKNOWN_BATCH = 8
+"""Groups that are taken for a batch where no learner says how large its batches are."""
+
+
+def usual_max_ahead(batch: int | None) -> int:
+    """Return how many groups may wait for a learner with batches of so many groups.
+
+    They are a batch and a half. While a step is made, half a batch is sampled by the version before
+    it. With more, whole batches would be; with fewer, an engine would have nothing to do meanwhile.
+    """
+    return 3 * (batch or _UNKNOWN_BATCH) // 2
+
 
 class Pace:
     """Counts the groups that wait for the learner, and the new versions."""
 
     def __init__(self, policy: str, max_ahead: int | None) -> None:
-        self._max_ahead = max_ahead
+        self.max_ahead = max_ahead
         self._policy = policy
         self._deadlines: dict[str, int] = {}
         self._awaited: dict[str, Version] = {}
@@ -37,7 +49,7 @@ class Pace:
     def may_start(self, now_ms: int) -> bool:
         """Whether another group may be started now."""
         self._give_up(now_ms)
-        return self._max_ahead is None or len(self._deadlines) < self._max_ahead
+        return self.max_ahead is None or len(self._deadlines) < self.max_ahead
 
     def is_idle(self, now_ms: int) -> bool:
         """Whether no group waits for the learner."""

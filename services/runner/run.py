@@ -60,7 +60,7 @@ from services.runner.options import (
     tasks_to_run,
 )
 from services.runner.outcomes import Outcomes
-from services.runner.pace import Pace
+from services.runner.pace import Pace, usual_max_ahead
 from services.runner.rollout import Attempt, RolloutRunner
 from services.runner.scoreboard import CurvePoint, Scoreboard
 from services.runner.settings import RunnerSettings
@@ -235,6 +235,7 @@ class Run:
             )
             self.pace.begin_with(await asyncio.to_thread(self._served))
             await asyncio.to_thread(self._read_learners)
+            self._set_max_ahead()
             self._warn_of_options()
             topics = (EPISODES, AGENT_REWARDS, TRAINING_LEDGER, POLICY_APPLIED, POLICY_UPDATES)
             await stack.enter_async_context(Feed(self._kafka, self._codec, topics, self.on_event))
@@ -290,6 +291,7 @@ class Run:
                 self._on_applied(event)
             case PolicyUpdate():
                 self.learners.on_update(event)
+                self._set_max_ahead()
             case _:
                 return
         self._changed.set()
@@ -341,6 +343,13 @@ class Run:
         for record in read_all(self._kafka, POLICY_UPDATES, self._codec):
             if isinstance(record.event, PolicyUpdate):
                 self.learners.on_update(record.event)
+
+    def _set_max_ahead(self) -> None:
+        """Let as many groups wait as the learner's batch asks for, if the options do not say."""
+        options = self.options
+        if options.max_ahead is None and options.mode is Mode.train and options.expert is None:
+            batch = self.learners.config(self._settings.policy).groups
+            self.pace.max_ahead = usual_max_ahead(batch)
 
     def _warn_of_options(self) -> None:
         """Warn of options that cannot work, before anything is started."""

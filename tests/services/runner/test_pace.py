@@ -7,7 +7,7 @@ from __future__ import annotations
 from fulgurite.enums import ApplyOutcome, LedgerTerm
 from fulgurite.events import LedgerEntry, PolicyApplied
 from fulgurite.versions import Version
-from services.runner.pace import GIVE_UP_MS, Pace
+from services.runner.pace import GIVE_UP_MS, Pace, usual_max_ahead
 
 
 def _entry(
@@ -50,6 +50,10 @@ def test_as_many_groups_as_allowed() -> None:
     assert _pace("a").may_start(0)
     assert not _pace("a", "b").may_start(0)
     assert _pace("a", "b", max_ahead=None).may_start(0)
+
+
+def test_a_batch_of_unknown_size_is_one_of_the_default() -> None:
+    assert (usual_max_ahead(1), usual_max_ahead(5), usual_max_ahead(None)) == (1, 7, 12)
 
 
 def test_a_group_is_settled_once_its_version_is_served() -> None:

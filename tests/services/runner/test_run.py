@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fulgurite.enums import FilterReason, LedgerTerm
+from fulgurite.enums import FilterReason, LedgerTerm, Mode, UpdateKind
 from fulgurite.episodes.stitching import stitch
-from fulgurite.events import LedgerEntry
+from fulgurite.events import LedgerEntry, PolicyUpdate
 from services.common.kafka.settings import KafkaSettings
 from services.runner.options import RunOptions
 from services.runner.progress import JsonWatcher
@@ -42,6 +42,43 @@ def test_a_group_that_only_other_policies_answered_waits_for_no_learner(
         assert episode is not None
         run.on_event(episode)
     assert run.pace.ahead == ahead
+
+
+@pytest.mark.parametrize(
+    ("given", "mode", "expert", "ahead"),
+    [
+        (None, Mode.train, None, 15),
+        (4, Mode.train, None, 4),
+        (None, Mode.val, None, None),
+        (None, Mode.train, "expert.py:answer", None),
+    ],
+)
+def test_a_batch_and_a_half_may_wait_for_the_learner(
+    given: int | None, mode: Mode, expert: str | None, ahead: int | None
+) -> None:
+    run = Run(
+        RunOptions(
+            tasks=Path("t"), command=("agent",), run_id="r", max_ahead=given, mode=mode,
+            expert=expert,
+        ),
+        RunnerSettings(policy="writer"),
+        KafkaSettings(),
+        JsonWatcher(lambda _: None),
+    )  # fmt: skip
+    run.on_event(
+        PolicyUpdate(
+            event_id="claim",
+            event_time=1,
+            policy="writer",
+            kind=UpdateKind.claim,
+            epoch=1,
+            step=0,
+            learner_id="l",
+            trained_actions=0,
+            config='{"batch": {"groups": 10}}',
+        )
+    )
+    assert run.pace.max_ahead == ahead
 
 
 def test_a_learner_that_has_stopped_is_told_once() -> None:
