@@ -10,8 +10,8 @@ real ones: votes come 0.1 to 12 seconds after an answer. After each wave of conv
 wait for the learner, whose batch is about as large, so that the gate judges versions about as fast
 as they are made.
 
-What has a report is not run again, so an interrupted benchmark goes on with the part that it was
-at.
+What has a report is not run again, and conversations are kept before anything is measured: an
+interrupted benchmark goes on with the part that it was at.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any, Self
 import msgspec
 
 from benchmarks.demo_runs import PROJECT
-from benchmarks.live_report import PARTS, QUOTA, WAVE, Decision, Report, page
+from benchmarks.live_report import PARTS, QUOTA, WAVE, Decision, Held, Report, page
 from benchmarks.live_users import Conversation, Progress, Users
 from benchmarks.prompt_tuning import REWARD
 from examples.calculator.tasks import Task, make_tasks, write_tasks
@@ -120,8 +120,8 @@ class Run:
         self._tasks = iter(make_tasks("train", 4000, seed)[2000 * again :])
         write_tasks(folder / "tasks", seed, 1, held_out)
 
-    def run(self, conversations: int) -> Report:
-        """Train, serve, measure."""
+    def hold(self, conversations: int) -> Held:
+        """Let users talk to what is served, while it is trained and judged."""
         began = time.monotonic()
         decided = len(self._decisions())
         first = self._serving()
@@ -130,16 +130,14 @@ class Run:
             held: list[Conversation] = []
             while len(held) < conversations:
                 versions = self._versions()
-                held += self._hold(min(WAVE, conversations - len(held)), on_end)
+                held += self._talk(min(WAVE, conversations - len(held)), on_end)
                 self._wait_for_more(versions)
             bad = self._publish_first_again() if self._is_last else None
             served = self._serving()
             after: list[Conversation] = []
             while bad is not None and len(after) < _LAST_CHANCE and not self._is_over(bad):
-                after += self._hold(_CHUNK, Progress(_CHUNK))
-        models = tuple(dict.fromkeys([first, served]))
-        print(f"measuring {', '.join(models)}", flush=True)
-        return Report(
+                after += self._talk(_CHUNK, Progress(_CHUNK))
+        return Held(
             conversations=held,
             bad_version=bad,
             until_rolled_back=after,
@@ -149,10 +147,20 @@ class Run:
             decisions=self._decisions()[decided:],
             updates=self._versions(),
             served=[first, served],
-            measured=self._measured(models),
-            ledger=self._ledger(waits=bad is None),
             seconds=time.monotonic() - began,
         )
+
+    def measure(self, held: Held) -> Report:
+        """Compare what served at the begin and at the end, and balance the books."""
+        began = time.monotonic()
+        models = tuple(dict.fromkeys(held.served))
+        print(f"measuring {', '.join(models)}", flush=True)
+        found = {
+            "measured": self._measured(models),
+            "ledger": msgspec.to_builtins(self._ledger(waits=held.bad_version is None)),
+            "seconds": held.seconds + time.monotonic() - began,
+        }
+        return msgspec.convert(msgspec.to_builtins(held) | found, Report)
 
     def _wait_for_more(self, versions: int) -> None:
         """Wait until there are more versions, or two minutes."""
@@ -160,7 +168,7 @@ class Run:
         while self._versions() <= versions and time.monotonic() < deadline:
             time.sleep(1)
 
-    def _hold(self, count: int, on_end: Callable[[Conversation], None]) -> list[Conversation]:
+    def _talk(self, count: int, on_end: Callable[[Conversation], None]) -> list[Conversation]:
         tasks: list[Task] = [next(self._tasks) for _ in range(count)]
         return self._users.run(tasks, self._population, on_end)
 
@@ -308,10 +316,12 @@ def run_part(options: argparse.Namespace, part: str, seed: int) -> Report:
     data, kept = folder / "data", folder / "honest-data"
     if again and not kept.is_dir():
         raise SystemExit(f"{kept} is gone: remove {folder / 'honest.json'} and begin again")
-    empty_folder(data)
-    if again:
-        shutil.rmtree(data)
-        subprocess.run(["cp", "-a", str(kept), str(data)], check=True)
+    conversations = folder / f"{part}-conversations.json"
+    if not conversations.is_file():
+        empty_folder(data)
+        if again:
+            shutil.rmtree(data)
+            subprocess.run(["cp", "-a", str(kept), str(data)], check=True)
     print(f"{part}, seed {seed}", flush=True)
     began = time.monotonic()
     settings = {**SETTINGS, "FULGURITE__ENGINE__SEED": str(seed)}
@@ -320,9 +330,10 @@ def run_part(options: argparse.Namespace, part: str, seed: int) -> Report:
     )
     with stack:
         print(f"the stack is up after {time.monotonic() - began:.0f} s", flush=True)
-        found = Run(stack, folder, part, seed, options.held_out, again=again)
-        report = found.run(options.conversations)
-    report = msgspec.structs.replace(report, seconds=time.monotonic() - began)
+        run = Run(stack, folder, part, seed, options.held_out, again=again)
+        if not conversations.is_file():
+            conversations.write_bytes(msgspec.json.encode(run.hold(options.conversations)))
+        report = run.measure(msgspec.json.decode(conversations.read_bytes(), type=Held))
     if not again:
         shutil.rmtree(kept, ignore_errors=True)
         data.rename(kept)

@@ -31,8 +31,8 @@ class Decision(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one part."""
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened while users talked to what is served."""
 
     conversations: list[Conversation]
     bad_version: str | None
@@ -43,10 +43,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     updates: int
     served: list[str]
     """Version that served at the begin, and at the end."""
+    seconds: float
+
+
+class Report(Held, frozen=True, kw_only=True):
+    """What became of one part."""
+
     measured: dict[str, Any]
     """What `fulgurite eval` said."""
     ledger: LedgerReport
-    seconds: float
 
 
 HEAD = (
