@@ -7,6 +7,8 @@ name, or a later one, is served. A group is given up `GIVE_UP_MS` after its dead
 
 from __future__ import annotations
 
+import math
+
 from fulgurite.enums import ApplyOutcome
 from fulgurite.events import LedgerEntry, PolicyApplied
 from fulgurite.learning.batching import LEARNER
@@ -27,7 +29,7 @@ def usual_max_ahead(batch: int | None) -> int:
     They are a batch and a half. While a step is made, half a batch is sampled by the version before
     it. With more, whole batches would be; with fewer, an engine would have nothing to do meanwhile.
     """
-    return 3 * (batch or _UNKNOWN_BATCH) // 2
+    return math.ceil(1.5 * (batch or _UNKNOWN_BATCH))
 
 
 class Pace:

@@ -14,7 +14,7 @@ import pytest
 from fulgurite import EpisodeView
 from services.learner.config_file import load as load_run
 from services.learner.config_file import load_all
-from services.local_stack.example_runs import GROUPS_AHEAD
+from services.runner.pace import usual_max_ahead
 from tests.examples.recorded import PROJECT, load, make_call, make_task_view
 
 FOLDER = PROJECT / "examples" / "text_to_sql"
@@ -166,7 +166,7 @@ def test_a_policy_of_one_word_takes_smaller_steps() -> None:
     assert list(runs) == ["writer", "checker", "rewriter"]
     assert runs["checker"].optimizer.lr < runs["writer"].optimizer.lr
     assert runs["writer"].optimizer.lr == runs["rewriter"].optimizer.lr
-    assert all(run.batch.groups <= GROUPS_AHEAD for run in runs.values())
+    assert all(run.batch.groups <= usual_max_ahead(None) for run in runs.values())
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ REWARD = AgentReward(
     source="rest",
 )
 CODEC = Codec()
-REFERENCE = Codec(implementation="reference")
+REFERENCE = Codec(implementation="fastavro")
 
 
 class Registry:

@@ -53,7 +53,7 @@ def test_as_many_groups_as_allowed() -> None:
 
 
 def test_a_batch_of_unknown_size_is_one_of_the_default() -> None:
-    assert (usual_max_ahead(1), usual_max_ahead(5), usual_max_ahead(None)) == (1, 7, 12)
+    assert (usual_max_ahead(1), usual_max_ahead(5), usual_max_ahead(None)) == (2, 8, 12)
 
 
 def test_a_group_is_settled_once_its_version_is_served() -> None:
