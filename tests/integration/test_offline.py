@@ -223,7 +223,7 @@ def test_a_recording_is_trained_by_sft_and_dpo_beside_the_learner(deployment: De
         assert update.positions == online.positions
         assert update.probe is not None
         served = Weights(update).logprobs(update.probe.token_ids).numpy()
-        # What is published is rounded to the base model's bf16.
+        # Where the learner computes in bf16, what is published is rounded to it.
         assert np.allclose(served, unpack_logprobs(update.probe.logprobs), atol=0.1)
     offline = [entry for entry in deployment.entries() if entry.source == "offline"]
     assert {entry.version for entry in offline} == {"policy@2.3", "policy@2.5", "policy@3.6"}
