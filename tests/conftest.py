@@ -46,7 +46,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadGro
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Measure coverage in the core's own tests alone: under its tracer Python is several times slower.
 
-    In xdist's workers, put what needs engines first: the short tests then fill the end, and no worker idles for long.
+    In xdist's workers, put those first, before other tests fill the core's caches, and then what needs engines. The short
+    tests fill the end, so that no worker idles for long.
     """
     for item in items:
         if not item.path.is_relative_to(_CORE):
@@ -66,7 +67,9 @@ def _costly_engine(item: pytest.Item) -> str | None:
 
 
 def _rank(item: pytest.Item) -> int:
+    if item.get_closest_marker("no_cover") is None:
+        return 0
     engine = _costly_engine(item)
     if engine is not None:
-        return _COSTLY_ENGINES.index(engine)
-    return len(_COSTLY_ENGINES) + (item.get_closest_marker("engine") is None)
+        return 1 + _COSTLY_ENGINES.index(engine)
+    return 1 + len(_COSTLY_ENGINES) + (item.get_closest_marker("engine") is None)

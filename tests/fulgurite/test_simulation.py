@@ -63,7 +63,7 @@ from tests.synthetic import group_id, make_call, make_declared, make_reward, mak
 # Coverage's tracer makes a schedule take five times as long.
 pytestmark = pytest.mark.no_cover
 
-SCHEDULES = int(os.environ.get("FULGURITE_SIMULATION_SCHEDULES", "2000"))
+SCHEDULES = int(os.environ.get("FULGURITE_SIMULATION_SCHEDULES", "1000"))
 
 
 def _sources() -> tuple[tuple[LlmCall | AgentStatus | AgentReward, ...], ...]:

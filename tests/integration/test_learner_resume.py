@@ -168,15 +168,20 @@ def learner(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Iterator[Le
         made.process.kill()
 
 
-@pytest.mark.parametrize("every_steps", [1, 3])
 @pytest.mark.parametrize(
-    ("point", "in_log_when_killed", "versions"),
+    ("point", "in_log_when_killed", "versions", "every_steps"),
     [
         # The second step is lost, and was never told: it is taken again, under the new epoch.
-        ("before_checkpoint", ["policy@1.1"], ["policy@1.1", "policy@2.2", "policy@2.3"]),
+        ("before_checkpoint", ["policy@1.1"], ["policy@1.1", "policy@2.2", "policy@2.3"], 1),
         # It is in the checkpoint: published as it is, not trained again.
-        ("before_publish", ["policy@1.1"], ["policy@1.1", "policy@1.2", "policy@2.3"]),
-        ("after_publish", ["policy@1.1", "policy@1.2"], ["policy@1.1", "policy@1.2", "policy@2.3"]),
+        ("before_publish", ["policy@1.1"], ["policy@1.1", "policy@1.2", "policy@2.3"], 1),
+        ("before_publish", ["policy@1.1"], ["policy@1.1", "policy@1.2", "policy@2.3"], 3),
+        (
+            "after_publish",
+            ["policy@1.1", "policy@1.2"],
+            ["policy@1.1", "policy@1.2", "policy@2.3"],
+            3,
+        ),
     ],
 )
 def test_a_killed_learner_resumes(

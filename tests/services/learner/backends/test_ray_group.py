@@ -73,10 +73,10 @@ def exported(of: Trainer, folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_workers_make_the_steps_of_one(tmp_path: Path, count: int) -> None:
+def test_several_workers_make_the_steps_of_one(tmp_path: Path) -> None:
     alone = trainer(optimizer=OPTIMIZER)
-    with workers(count) as several:
+    # Three cannot have the same share of each weight.
+    with workers(3) as several:
         rows = sampled(alone, batch())
         drifted = [
             msgspec.structs.replace(row, behaviour_logprobs=row.behaviour_logprobs - 3)
