@@ -210,7 +210,17 @@ def test_what_is_gathered_is_a_set(order: list[int], again: list[int]) -> None:
     news = [gathered.add(events[number]) for number in (*order, *again)]
     assert not any(news[len(order) :])
     expected = close_group(GROUP, DECLARED.declaration, [events[1], events[2]], events[3:])  # type: ignore[list-item, arg-type] # pyright: ignore[reportArgumentType]
-    assert gathered.close(GROUP, FailureRules()) == expected
+    outputs = gathered.close(GROUP, FailureRules())
+    assert outputs == expected
+    assert (
+        gathered.closed(outputs, "before")
+        == group_closed(
+            outputs,
+            [events[1], events[2]],  # type: ignore[list-item] # pyright: ignore[reportArgumentType]
+            events[3:],  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+            "before",
+        )
+    )
 
 
 def test_what_a_group_waits_for() -> None:
