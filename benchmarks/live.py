@@ -18,21 +18,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
+from benchmarks.commands import Command, environment_of, fulgurite
 from benchmarks.demo_runs import PROJECT
 from benchmarks.live_report import PARTS, QUOTA, WAVE, Decision, Held, Report, page
 from benchmarks.live_users import Conversation, Progress, Users
-from benchmarks.prompt_tuning import REWARD
+from benchmarks.prompt_tuning import AGENT, REWARD
 from examples.calculator.tasks import Task, make_tasks, write_tasks
 from fulgurite.enums import UpdateKind
 from fulgurite.events import PolicyRoute, PolicyUpdate
@@ -63,40 +62,6 @@ _LAST_CHANCE = 400
 """Conversations after which a bad version counts as not rolled back."""
 _CHUNK = 40
 _SETTLING_S = 120.0
-_STOP_S = 30.0
-
-
-class Command(msgspec.Struct):
-    """A command beside the stack."""
-
-    argv: Sequence[str]
-    environment: dict[str, str]
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> Self:
-        """Start it."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "services.cli.main", *self.argv],
-                cwd=PROJECT, env=self.environment, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-        return self
-
-    def kill(self) -> None:
-        """Kill it as a crash would. Raises SystemExit if it has ended by itself."""
-        if self.process is None or self.process.poll() is not None:
-            raise SystemExit(f"`fulgurite {self.argv[0]}` has ended: see {self.log}")
-        self.process.kill()
-        self.process.wait()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            self.process.wait(_STOP_S)
 
 
 class Run:
@@ -110,8 +75,7 @@ class Run:
         self._stack = stack
         self._folder = folder
         self._seed = f"{seed} {part}"
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self._environment = {**os.environ, **stack.environment, "PATH": path}
+        self._environment = environment_of(stack)
         secrets = stack.secrets
         self._users = Users(stack.gateway_url, secrets.api_key, secrets.admin_key, self._seed)
         self._population = PARTS[part]
@@ -259,12 +223,7 @@ class Run:
     def _measured(self, models: Sequence[str]) -> dict[str, Any]:
         words = ["eval", "--json", f"--alias={ALIAS}", *(f"--model={model}" for model in models)]
         words += [f"--tasks={self._folder / 'tasks' / 'heldout.jsonl'}", *REWARD]
-        argv = [sys.executable, "-m", "services.cli.main", *words]
-        argv += ["--", "python", str(PROJECT / "examples" / "calculator" / "agent.py")]
-        done = subprocess.run(
-            argv, check=True, cwd=PROJECT, env=self._environment, stdout=subprocess.PIPE
-        )
-        return json.loads(done.stdout)
+        return json.loads(fulgurite(self._environment, [*words, "--", *AGENT]))
 
     def _ledger(self, *, waits: bool) -> LedgerReport:
         """The balance. `waits`: once nothing is open, or after two minutes."""

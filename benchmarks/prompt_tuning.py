@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import environment_of, fulgurite
 from benchmarks.demo_runs import machine
 from fulgurite.learning.evaluation import compare_on_tasks
 from services.local_stack.demo import empty_folder
@@ -80,10 +79,9 @@ def measured(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     tasks = make_tasks(folder, options, seed)
     data = empty_folder(folder / "data")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     stack = LocalStack(StackOptions(data=data, own_kafka=True, trains=False))
     with stack:
-        environment = {**os.environ, **stack.environment, "PATH": path}
+        environment = environment_of(stack)
         before = evaluate(environment, tasks, folder / "before.json", "none")
         verdict = tune(environment, tasks, options, seed)
         after = evaluate(environment, tasks, folder / "after.json", verdict["candidate"] or "none")
@@ -125,7 +123,7 @@ def evaluate(
     """The summary of a run on the held-out tasks with a version of the prompt."""
     words = ["run", "--mode=val", "--n=1", f"--tasks={tasks / 'heldout.jsonl'}"]
     words += [f"--prompt-version={version}", f"--results={results}", "--give-up-after=0"]
-    fulgurite(environment, words)
+    fulgurite(environment, [*words, *REWARD, "--", *AGENT])
     return json.loads(results.read_text(encoding="utf-8"))
 
 
@@ -136,21 +134,8 @@ def tune(
     words = ["tune", "--alias=policy", "--json", f"--seed={seed}"]
     words += [f"--tasks={tasks / 'train.jsonl'}", f"--validation={tasks / 'validation.jsonl'}"]
     words += [f"--held-out={tasks / 'heldout.jsonl'}", f"--candidates={options.candidates}"]
-    lines = fulgurite(environment, words, codes=(0, 3)).splitlines()
+    lines = fulgurite(environment, [*words, *REWARD, "--", *AGENT], codes=(0, 3)).splitlines()
     return json.loads(lines[-1])
-
-
-def fulgurite(
-    environment: dict[str, str], words: Sequence[str], codes: Sequence[int] = (0,)
-) -> str:
-    """The output of a command that runs the agent."""
-    argv = [sys.executable, "-m", "services.cli.main", *words, *REWARD, "--", *AGENT]
-    done = subprocess.run(
-        argv, check=False, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    if done.returncode not in codes:
-        raise SystemExit(f"`{' '.join(argv)}` ended with exit code {done.returncode}")
-    return done.stdout
 
 
 def rewards_of(summary: dict[str, Any]) -> dict[str, list[float]]:

@@ -16,11 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -29,8 +26,8 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.commands import Command, environment_of, fulgurite
 from benchmarks.demo_runs import PROJECT, machine
-from benchmarks.live import Command
 from fulgurite.cost.prices import parse_prices
 from fulgurite.selection.logged import LoggedEpisode, Weights, earned, logged_episode
 from services.common.kafka.codec import make_codec
@@ -172,8 +169,7 @@ class Run:
         self._kafka = stack.kafka
         self._folder = folder
         self._rng = random.Random(f"selection {seed}")
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self._environment = {**os.environ, **stack.environment, "PATH": path}
+        self._environment = environment_of(stack)
         self._prices = folder / "prices.toml"
         self._prices.write_text(PRICES)
         shown = folder / "demonstrations.jsonl"
@@ -212,7 +208,7 @@ class Run:
         )
 
     def _route(self, shares: Mapping[str, float]) -> None:
-        self._fulgurite("routes", "set", "policy", *map("=".join, _texts(shares)))
+        self._fulgurite("routes", "set", "policy", *_texts(shares))
         # Rollouts that begin before gateways have read the route would get the last one.
         time.sleep(2)
 
@@ -225,7 +221,7 @@ class Run:
     def _estimate(self, shares: Mapping[str, float], since: datetime) -> dict[str, Any]:
         words = ["select", "try", "--alias=policy", "--json", f"--prices={self._prices}"]
         words += [f"--price-weight={WEIGHTS.price}", f"--since={since:%Y-%m-%dT%H:%M:%S}"]
-        first, *others = map("=".join, _texts(shares))
+        first, *others = _texts(shares)
         return json.loads(self._fulgurite(*words, f"--shares={first}", *others))
 
     def _phase(self, name: str, count: int) -> Phase:
@@ -262,14 +258,8 @@ class Run:
         }
 
     def _fulgurite(self, *words: str) -> str:
-        argv = [sys.executable, "-P", "-m", "services.cli.main", *words]
-        done = subprocess.run(
-            argv, check=False, cwd=PROJECT, env=self._environment, stdout=subprocess.PIPE, text=True
-        )
         # 3: nothing can be learned from what the episodes earned, which is not asked here.
-        if done.returncode not in (0, 3):
-            raise SystemExit(f"`fulgurite {' '.join(words)}` ended with {done.returncode}")
-        return done.stdout
+        return fulgurite(self._environment, words, codes=(0, 3))
 
 
 def candidate_of(even: Phase) -> dict[str, float]:
@@ -278,8 +268,8 @@ def candidate_of(even: Phase) -> dict[str, float]:
     return {variant: 0.7 if variant == best else 0.1 for variant in VARIANTS}
 
 
-def _texts(shares: Mapping[str, float]) -> list[tuple[str, str]]:
-    return [(variant, str(share)) for variant, share in shares.items()]
+def _texts(shares: Mapping[str, float]) -> list[str]:
+    return [f"{variant}={share}" for variant, share in shares.items()]
 
 
 def measured(options: argparse.Namespace, seed: int) -> Report:
@@ -392,10 +382,13 @@ def main() -> None:
         "with what the agent sends and with three demonstrations (`prompt@1`). Half of the tasks "
         "are sums of two numbers, half ask for a number in a page of thirty lines. An episode "
         "earns its reward of 0 or 1, minus its price by tokens: 50 and 200 credits a million of "
-        "prompt and answer for the small model, ten times as much for the large one. "
-        f"`--scale {options.scale:g}`: with few episodes all figures are rough, and a selector has "
-        "hardly left its warm-up.",
+        "prompt and answer for the small model, ten times as much for the large one.",
     ]
+    if options.scale < 1:
+        lines[-1] += (
+            f" `--scale {options.scale:g}`: with few episodes all figures are rough, and a "
+            "selector has hardly left its warm-up."
+        )
     for seed, report in reports:
         lines += _section(seed, report)
     text = "\n".join([*lines, ""])

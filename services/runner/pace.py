@@ -11,7 +11,7 @@ import math
 
 from fulgurite.enums import ApplyOutcome
 from fulgurite.events import LedgerEntry, PolicyApplied
-from fulgurite.learning.batching import LEARNER
+from fulgurite.learning.batching import LEARNER, BatchRules
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 
 GIVE_UP_MS = 600_000
@@ -19,17 +19,15 @@ GIVE_UP_MS = 600_000
 learner is no reason to start more groups.
 """
 
-_UNKNOWN_BATCH = 8
-"""Groups that are taken for a batch where no learner says how large its batches are."""
-
 
 def usual_max_ahead(batch: int | None) -> int:
-    """Return how many groups may wait for a learner with batches of so many groups.
+    """Return how many groups may wait for a learner with batches of so many groups. None: of the
+    default size.
 
     They are a batch and a half. While a step is made, half a batch is sampled by the version before
     it. With more, whole batches would be; with fewer, an engine would have nothing to do meanwhile.
     """
-    return math.ceil(1.5 * (batch or _UNKNOWN_BATCH))
+    return math.ceil(1.5 * (batch or BatchRules().groups_per_step))
 
 
 class Pace:

@@ -62,6 +62,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 VOCABULARY = 200
+TOKENS = [5, 17, 99, 3, 64, 12]
 
 
 def trainer(model: Path | None = None, **tables: dict[str, Any]) -> Trainer:
@@ -513,6 +514,13 @@ def test_the_export_has_the_base_model_s_names_and_dtype(tmp_path: Path, *, tied
         torch.testing.assert_close(exported[name], tensor, atol=0, rtol=0)
 
 
+def logprobs_of(model: Any) -> NDArray[np.float32]:
+    """What a model of transformers says of TOKENS."""
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([TOKENS])).logits[0, :-1].float().log_softmax(-1)
+    return logprobs[range(len(TOKENS) - 1), TOKENS[1:]].numpy()
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-4), ("bf16", 0.05)])
 def test_a_version_computes_what_its_trainer_computes(
     tmp_path: Path, dtype: str, tolerance: float
@@ -525,11 +533,7 @@ def test_a_version_computes_what_its_trainer_computes(
     )
     folder = Path(urlparse(artifact.uri).path).parent
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    token_ids = [5, 17, 99, 3, 64, 12]
-    with torch.inference_mode():
-        logprobs = loaded(torch.tensor([token_ids])).logits[0, :-1].float().log_softmax(-1)
-    served = logprobs[range(len(token_ids) - 1), token_ids[1:]]
-    np.testing.assert_allclose(served, made.logprobs(token_ids), atol=tolerance)
+    np.testing.assert_allclose(logprobs_of(loaded), made.logprobs(TOKENS), atol=tolerance)
     before = load_file(model / "model.safetensors")
     after = load_file(folder / "model.safetensors")
     assert loaded.dtype is {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,18 +19,25 @@ from services.runner.settings import RunnerSettings
 from tests.synthetic import group_id, make_call, make_status, rollout_id
 
 
+def made(
+    say: Callable[[str], None] = lambda _: None, *, policy: str = "writer", **options: Any
+) -> Run:
+    """A run of the policy, of which nothing was started."""
+    return Run(
+        RunOptions(tasks=Path("t"), command=("agent",), run_id="r", **options),
+        RunnerSettings(policy=policy),
+        KafkaSettings(),
+        JsonWatcher(say),
+    )
+
+
 @pytest.mark.parametrize(
     ("policies", "ahead"), [(("critic",), 0), (("critic", "writer"), 1), ((), 1)]
 )
 def test_a_group_that_only_other_policies_answered_waits_for_no_learner(
     policies: tuple[str, ...], ahead: int
 ) -> None:
-    run = Run(
-        RunOptions(tasks=Path("t"), command=("agent",), run_id="r"),
-        RunnerSettings(policy="writer"),
-        KafkaSettings(),
-        JsonWatcher(lambda _: None),
-    )
+    run = made()
     run.pace.start(group_id(0), 10_000)
     for index in (0, 1):
         run.board.expect(group_id(0), rollout_id(0, index))
@@ -56,15 +65,7 @@ def test_a_group_that_only_other_policies_answered_waits_for_no_learner(
 def test_a_batch_and_a_half_may_wait_for_the_learner(
     given: int | None, mode: Mode, expert: str | None, ahead: int | None
 ) -> None:
-    run = Run(
-        RunOptions(
-            tasks=Path("t"), command=("agent",), run_id="r", max_ahead=given, mode=mode,
-            expert=expert,
-        ),
-        RunnerSettings(policy="writer"),
-        KafkaSettings(),
-        JsonWatcher(lambda _: None),
-    )  # fmt: skip
+    run = made(max_ahead=given, mode=mode, expert=expert)
     run.on_event(
         PolicyUpdate(
             event_id="claim",
@@ -83,12 +84,7 @@ def test_a_batch_and_a_half_may_wait_for_the_learner(
 
 def test_a_learner_that_has_stopped_is_told_once() -> None:
     said: list[str] = []
-    run = Run(
-        RunOptions(tasks=Path("t"), command=("agent",), run_id="r"),
-        RunnerSettings(policy="writer"),
-        KafkaSettings(),
-        JsonWatcher(said.append),
-    )
+    run = made(said.append)
     run.board.expect(group_id(0), rollout_id(0, 0))
     for number, (policy, reason) in enumerate(
         [
@@ -118,14 +114,7 @@ def test_a_learner_that_has_stopped_is_told_once() -> None:
 
 
 def test_a_run_that_is_stopped_tells_what_it_waited_for() -> None:
-    run = Run(
-        RunOptions(
-            tasks=Path("t"), command=("agent",), run_id="r", rewards={"reward": "builtin:f1"}
-        ),
-        RunnerSettings(policy="policy"),
-        KafkaSettings(),
-        JsonWatcher(lambda _: None),
-    )
+    run = made(policy="policy", rewards={"reward": "builtin:f1"})
     run.board.expect(group_id(0), rollout_id(0, 0))
     run.ended = 1
     assert run.summary(interrupted=True).warnings == [], "it may still come"

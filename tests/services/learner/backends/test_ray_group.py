@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -30,7 +29,15 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import ray
 
-    from tests.services.learner.test_trainer import Trainer, batch, sampled, step, trainer
+    from tests.services.learner.test_trainer import (
+        TOKENS,
+        Trainer,
+        batch,
+        logprobs_of,
+        sampled,
+        step,
+        trainer,
+    )
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
@@ -40,7 +47,6 @@ pytestmark = [
 
 # AdamW divides by the size of a gradient, so the rounding of a small one grows with the rate.
 OPTIMIZER = {"lr": 1e-3}
-TOKENS = [5, 17, 99, 3, 64, 12]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,7 +130,8 @@ def test_workers_write_a_version_in_shards_that_every_tool_reads(tmp_path: Path)
     weights = find(artifact)
     check(weights)
     assert weights.engine_path == folder
-    np.testing.assert_allclose(logprobs_of(folder), expected, atol=1e-4)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    np.testing.assert_allclose(logprobs_of(loaded), expected, atol=1e-4)
 
 
 def test_workers_write_what_they_resume_from_while_they_go_on(tmp_path: Path) -> None:
@@ -142,14 +149,6 @@ def test_workers_write_what_they_resume_from_while_they_go_on(tmp_path: Path) ->
     resumed = trainer(optimizer=OPTIMIZER)
     resumed.load(tmp_path)
     np.testing.assert_allclose(resumed.logprobs(TOKENS), expected, atol=1e-4)
-
-
-def logprobs_of(folder: Path) -> NDArray[np.float32]:
-    """What a Hugging Face folder says of TOKENS."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        logprobs = torch.log_softmax(model(torch.tensor([TOKENS])).logits[0, :-1], dim=-1)
-    return logprobs[torch.arange(len(TOKENS) - 1), torch.tensor(TOKENS[1:])].numpy()
 
 
 def test_more_workers_than_there_are_devices_are_refused() -> None:
