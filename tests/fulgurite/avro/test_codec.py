@@ -26,6 +26,7 @@ from fulgurite.avro.schemas import (
 )
 from fulgurite.errors import CodecError, FulguriteError, InvalidEvent, MalformedFrame, UnknownSchema
 from fulgurite.events import EVENT_TYPES, AgentReward, Event, LlmCall
+from tests.synthetic import make_call
 
 REWARD = AgentReward(
     event_id="e1",
@@ -37,6 +38,7 @@ REWARD = AgentReward(
     final=True,
     source="rest",
 )
+CALL = msgspec.structs.replace(make_call(), routed_alias="small")
 CODEC = Codec()
 REFERENCE = Codec(implementation="fastavro")
 
@@ -129,9 +131,13 @@ def test_a_schema_of_something_else_is_refused() -> None:
         Codec(Registry({5: stranger})).decode(b"\x00" + (5).to_bytes(4, "big"))
 
 
-def test_a_cut_datum_is_refused() -> None:
-    with pytest.raises(InvalidEvent, match="AgentReward"):
-        CODEC.decode(CODEC.encode(REWARD)[:-3])
+@pytest.mark.parametrize("event", [REWARD, CALL], ids=["ends with a flag", "ends with a text"])
+def test_a_datum_that_is_cut_anywhere_is_refused(event: Event) -> None:
+    """Also in its last field, where nothing more is read that could be missing."""
+    data = CODEC.encode(event)
+    for end in range(5, len(data)):
+        with pytest.raises(InvalidEvent, match=type(event).__name__):
+            CODEC.decode(data[:end])
 
 
 def test_a_value_that_does_not_fit_is_refused_with_the_events_id() -> None:

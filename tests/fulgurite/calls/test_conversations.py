@@ -374,6 +374,12 @@ def test_a_thought_of_a_message_alone_is_an_empty_answer() -> None:
     assert chain(thought) == chain({"role": "assistant", "content": ""}) is not None
 
 
+def test_nulls_and_forms_of_numbers_count_nowhere_in_arguments() -> None:
+    assert list(atoms(calls('{"of": [{"digits": 2.0, "base": null}, [1.0]]}'))) == list(
+        atoms(calls('{"of": [{"digits": 2}, [1]]}'))
+    )
+
+
 def test_arguments_nested_too_deeply_count_as_text() -> None:
     deep = "[" * 5000 + "]" * 5000
     assert chain({"role": "assistant", "tool_calls": [called(arguments=deep)]}) is not None

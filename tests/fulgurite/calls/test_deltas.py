@@ -45,6 +45,16 @@ def test_prompts_are_proved_from_where_the_one_before_ends(
     assert whole == calls
 
 
+def test_a_long_conversation_is_proved_with_one_state() -> None:
+    calls = conversation(4)
+    hashes = PromptHashes(1)
+    parent = calls[0]
+    for call in calls[1:]:
+        delta, _ = shorten(call, [link_of(parent, 0, 0)])
+        parent = restore(delta, parent, hashes=hashes)
+        assert parent == call
+
+
 def test_a_delta_holds_what_is_new_and_says_what_it_shares() -> None:
     first, second = conversation(2)
     delta, depth = shorten(second, [link_of(first, 3, 17)])

@@ -44,6 +44,13 @@ def test_an_episodes_calls_are_packed_and_unpacked(
     assert unpack(pack(calls)) == calls
 
 
+def test_calls_without_texts_are_packed_and_unpacked() -> None:
+    calls = tuple(REPLACE(call, request=None) for call in conversation(3))
+    packed = pack(calls)
+    assert all(call.parent for call in packed[1:])
+    assert unpack(packed) == calls
+
+
 def test_calls_that_nobody_restored_stay_as_they_are_in_an_episode() -> None:
     first, second, third = conversation(3)
     delta, _ = shorten(second, [link_of(first, 0, 0)])

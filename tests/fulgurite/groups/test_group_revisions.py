@@ -223,6 +223,14 @@ def test_what_is_gathered_is_a_set(order: list[int], again: list[int]) -> None:
     )
 
 
+def test_an_episode_with_less_than_is_known_changes_nothing() -> None:
+    gathered = GroupState()
+    whole = episode(0, late=True)
+    assert gathered.add(whole)
+    assert not gathered.add(episode(0))
+    assert list(gathered.episodes.values()) == [whole]
+
+
 def test_what_a_group_waits_for() -> None:
     gathered = GroupState()
     assert not gathered.is_complete(FailureRules())
