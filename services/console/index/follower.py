@@ -34,11 +34,15 @@ logger = logs.get(__name__)
 _POLL_S = 0.2
 """How soon a stop is noticed; a record wakes the poll at once."""
 _GATHER_S = 0.25
-"""How long records are gathered for one transaction: each costs a write to disk."""
-_CATCH_UP_GATHER_S = 3.0
-"""How long, while more than a transaction's records wait: a group whose records come with several
-transactions is computed with each of them.
+"""The shortest time in which records are gathered for one transaction: each costs a write to disk,
+and computes its groups from all their records.
 """
+_LONGEST_GATHER_S = 1.0
+"""The longest: pages follow the log within two seconds."""
+_CATCH_UP_GATHER_S = 3.0
+"""While more than a transaction's records wait."""
+_WRITES = 0.1
+"""The share of the time that transactions should take while few records come."""
 _BATCH = 20_000
 _BATCH_BYTES = 96 * 1024**2
 _ENDS_S = 1.0
@@ -47,6 +51,15 @@ _RETENTION_S = 60.0
 _COMPACTION_S = 24 * 3600.0
 _RETRY_S = 1.0
 _CONSUMER = {"queued.max.messages.kbytes": 65_536, "queued.min.messages": 20_000}
+
+
+def gathering_time(write_s: float) -> float:
+    """How long to gather records after a transaction that took `write_s`. Seconds, both.
+
+    A machine that is busy with training is left to it, and one with time to spare shows what
+    happens at once.
+    """
+    return min(max(_GATHER_S, write_s / _WRITES), _LONGEST_GATHER_S)
 
 
 class IndexFollower:
@@ -76,6 +89,7 @@ class IndexFollower:
         self._gaps: list[Gap] = []
         """Gaps that are not in the index yet."""
         self._wrote_ends_at = float("-inf")
+        self._gather_s = _GATHER_S
         self._deleted_at = self._compacted_at = time.monotonic()
 
     def run(self) -> None:
@@ -98,10 +112,12 @@ class IndexFollower:
         while not self._stop.is_set():
             records = self._records(consumer)
             self._look_at_ends(consumer)
-            if records or time.monotonic() - self._wrote_ends_at > _ENDS_S:
+            began = time.monotonic()
+            if records or began - self._wrote_ends_at > _ENDS_S:
                 self._writer.write(records, self._ends, self._gaps)
                 self._gaps.clear()
                 self._wrote_ends_at = time.monotonic()
+                self._gather_s = gathering_time(self._wrote_ends_at - began)
                 self._count(records)
             liveness.beat()
             self._delete_old()
@@ -171,7 +187,7 @@ class IndexFollower:
         found: list[LogRecord] = []
         size = 0
         behind = sum(self._ends[place] - offset for place, offset in self._next.items())
-        until = time.monotonic() + (_CATCH_UP_GATHER_S if behind > _BATCH else _GATHER_S)
+        until = time.monotonic() + (_CATCH_UP_GATHER_S if behind > _BATCH else self._gather_s)
         # A consumer waits for a full batch or its time-out: wait for one record, then take more.
         messages = consumer.consume(1, _POLL_S)
         while messages:
