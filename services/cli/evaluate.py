@@ -40,7 +40,7 @@ from services.runner.command import (
     Preload,
 )
 from services.runner.options import RunOptions, read_rewards, read_weights
-from services.runner.run import INTERRUPTED, USELESS
+from services.runner.summary import INTERRUPTED, USELESS
 
 
 def evaluate(

@@ -30,7 +30,7 @@ from services.replay.errors import BadArgument
 from services.replay.windows import shown
 from services.runner.command import Concurrency, PassedVariables, Preload
 from services.runner.options import RunOptions, read_rewards, read_weights
-from services.runner.run import INTERRUPTED
+from services.runner.summary import INTERRUPTED
 
 _RAILS = GuardRails()
 

@@ -23,7 +23,7 @@ from services.runner.command import new_run_id, run_command
 from services.runner.errors import RunnerError
 from services.runner.options import RunOptions, task_id
 from services.runner.progress import TerminalWatcher
-from services.runner.run import Summary
+from services.runner.summary import Summary
 
 _LOAD_WAIT_S = 120.0
 

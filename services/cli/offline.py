@@ -44,7 +44,7 @@ from services.learner.settings import LearnerSettings
 from services.replay.columns import rows_in
 from services.replay.errors import BadArgument, NotFound
 from services.replay.windows import parse_datetime, parse_since
-from services.runner.run import INTERRUPTED
+from services.runner.summary import INTERRUPTED
 
 logger = logs.get()
 

@@ -46,7 +46,7 @@ from services.runner.command import (
 from services.runner.errors import RunnerError
 from services.runner.jobs import JobQueue
 from services.runner.options import RunOptions, read_rewards, read_weights
-from services.runner.run import INTERRUPTED, USELESS
+from services.runner.summary import INTERRUPTED, USELESS
 from services.tuner.errors import TunerError
 from services.tuner.plan import Method, Plan
 from services.tuner.scoring import Scorer

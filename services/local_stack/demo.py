@@ -49,7 +49,7 @@ from services.local_stack.python_environments import example_environment
 from services.local_stack.samples import best_samples
 from services.local_stack.warm_start import exported, train_warm_model
 from services.runner.errors import RunnerError
-from services.runner.run import Summary
+from services.runner.summary import Summary
 
 GROUPS_PER_STEP = 5
 MAX_WAIT_S = 30

@@ -13,8 +13,8 @@ from services.local_stack.example import Example
 from services.runner.command import new_run_id, run_command
 from services.runner.options import REWARD_NAME, RunOptions
 from services.runner.progress import TerminalWatcher
-from services.runner.run import Summary
 from services.runner.settings import RunnerSettings
+from services.runner.summary import Summary
 
 CONCURRENCY = 16
 EVALUATION_CONCURRENCY = 24

@@ -39,8 +39,9 @@ from services.runner.options import (
     read_weights,
 )
 from services.runner.progress import JsonWatcher, TerminalWatcher
-from services.runner.run import INTERRUPTED, Run, Summary, Watcher
+from services.runner.run import Run, Watcher
 from services.runner.settings import RunnerSettings
+from services.runner.summary import INTERRUPTED, Summary
 
 Concurrency = Annotated[int, typer.Option(min=1, help="Agent processes that run at once.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many tasks.")]

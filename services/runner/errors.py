@@ -44,3 +44,9 @@ class GatewayRefused(RunnerError):
 
 class GatewayUnreachable(RunnerError):
     """The gateway did not answer, or not in time."""
+
+
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that stopped the others of a task group."""
+    error = errors.exceptions[0]
+    return first_error(error) if isinstance(error, BaseExceptionGroup) else error  # pyright: ignore[reportUnknownArgumentType]

@@ -19,8 +19,9 @@ from rich.text import Text
 
 from fulgurite.versions import Version
 from services.runner.rollout import Attempt
-from services.runner.run import Run, Summary
+from services.runner.run import Run
 from services.runner.scoreboard import CurvePoint
+from services.runner.summary import Summary
 
 RECENT = 48
 """How many rollouts the reward of the live line averages: one default batch, eight groups of six.

@@ -9,23 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import re
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Generator
-from pathlib import Path
 from typing import Any, Protocol
-
-import msgspec
 
 from fulgurite.diagnosis.facts import Facts, LearnerFacts
 from fulgurite.diagnosis.findings import lines_of
-from fulgurite.enums import ApplyOutcome, FilterReason, Mode
+from fulgurite.enums import ApplyOutcome, Mode
 from fulgurite.events import AgentReward, Episode, Event, LedgerEntry, PolicyApplied, PolicyUpdate
-from fulgurite.learning.intervals import Estimate
 from fulgurite.learning.learners import Learners
-from fulgurite.ledger.remedies import REMEDIES
 from fulgurite.topics import (
     AGENT_REWARDS,
     EPISODES,
@@ -39,19 +32,16 @@ from services.common.kafka.consumer import read_all
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.settings import KafkaSettings
 from services.common.processes.errors import ProcessError
-from services.common.processes.fork_server import ForkServer, Program
-from services.common.runtime import logs
+from services.common.processes.fork_server import ForkServer
 from services.common.runtime.clock import now_ms
-from services.common.runtime.process_secrets import without_keys
 from services.runner.agent_command import find_program
 from services.runner.diagnosis import Diagnosis
-from services.runner.errors import GaveUp, RunnerError
+from services.runner.errors import GaveUp, RunnerError, first_error
 from services.runner.expert import Expert
 from services.runner.feed import Feed
 from services.runner.gateway_client import GatewayClient, Group
 from services.runner.jobs import Job, JobQueue
 from services.runner.options import (
-    JUDGE,
     RunOptions,
     Task,
     in_order,
@@ -61,9 +51,12 @@ from services.runner.options import (
 )
 from services.runner.outcomes import Outcomes
 from services.runner.pace import Pace, usual_max_ahead
+from services.runner.reward_workers import run_reward_workers
 from services.runner.rollout import Attempt, RolloutRunner
+from services.runner.run_warnings import Warnings
 from services.runner.scoreboard import CurvePoint, Scoreboard
 from services.runner.settings import RunnerSettings
+from services.runner.summary import Summary
 
 REWARD_GRACE_S = 60.0
 """How long to wait for rewards after the last rollout's deadline."""
@@ -77,54 +70,6 @@ load its function. With `_WARN_EVERY_S`, the first warning comes within a minute
 """
 _NO_LEARNER_S = 60.0
 """Until then a learner may still be loading its model."""
-
-STOPPING = (FilterReason.drifted, FilterReason.collapsed)
-"""Why learners make no step and end."""
-REWARD_ERRORS = 5
-"""How many different errors of reward functions are shown."""
-
-USELESS = 3
-"""Exit code of a run that gave no training signal (`val`: no measurement)."""
-INTERRUPTED = 130
-
-logger = logs.get()
-
-
-class Summary(msgspec.Struct, frozen=True):
-    """The result of a run."""
-
-    run_id: str
-    mode: str
-    groups: int
-    counts: dict[str, int]
-    actions: dict[str, int]
-    """In mode `train`, the agents' actions by outcome: `trained`, `waiting` (for a reward or the
-    learner), or the reason why they are not trained.
-    """
-    problem: str | None
-    """Why the run was useless; None if it was not."""
-    interrupted: bool
-    """Whether it was stopped."""
-    warnings: list[str]
-    """What is wrong with its last groups, and what they wait for."""
-    reward: Estimate | None
-    components: dict[str, float]
-    """Means of the named rewards, if there are several."""
-    curve: list[CurvePoint]
-    updates: int
-    version: str
-    seconds: float
-    first_rollout_to_last_update_s: float | None
-    updated_at_s: list[float]
-    """Seconds from the first rollout to each update."""
-    rollouts: list[dict[str, Any]]
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of the command."""
-        if self.interrupted:
-            return INTERRUPTED
-        return USELESS if self.problem else 0
 
 
 class Watcher(Protocol):
@@ -173,9 +118,7 @@ class Run:
             options, settings.policy, self.board, self._outcomes, self.learners
         )
         self._gave_up: str | None = None
-        self._warned: set[str] = set()
-        self._reward_errors: set[tuple[str, str]] = set()
-        self._stopped_learners: set[str] = set()
+        self._warnings = Warnings(watcher.on_warning)
         self.groups = 0
         self.ended = 0
         self.running = 0
@@ -236,7 +179,7 @@ class Run:
             self.pace.begin_with(await asyncio.to_thread(self._served))
             await asyncio.to_thread(self._read_learners)
             self._set_max_ahead()
-            self._warn_of_options()
+            self._warnings.of_options(self.options, self._settings.policy, self.learners)
             topics = (EPISODES, AGENT_REWARDS, TRAINING_LEDGER, POLICY_APPLIED, POLICY_UPDATES)
             await stack.enter_async_context(Feed(self._kafka, self._codec, topics, self.on_event))
             gateway = await stack.enter_async_context(
@@ -245,7 +188,9 @@ class Run:
                 )
             )
             judge = (
-                stack.enter_context(_cancelled_at_end(self._run_reward_workers(fork_server)))
+                stack.enter_context(
+                    _cancelled_at_end(run_reward_workers(fork_server, self.options, self._settings))
+                )
                 if self.options.rewards
                 else None
             )
@@ -281,12 +226,12 @@ class Run:
             case AgentReward() if event.rollout_id in self.board:
                 self.board.on_reward(event)
                 self.diagnosis.note(event.group_id)
-                self._show_error(event)
+                self._warnings.of_reward(event)
                 self._finish_if_done(event.group_id)
             case LedgerEntry() if self.board.scores(event.group_id):
                 self.pace.on_ledger(event)
                 self._outcomes.on_ledger(event)
-                self._warn_of_stopped_learner(event)
+                self._warnings.of_entry(event)
             case PolicyApplied():
                 self._on_applied(event)
             case PolicyUpdate():
@@ -314,31 +259,6 @@ class Run:
             self._updated_at.append(self.seconds)
             self._watcher.on_update(self.pace.served, self.board.reward_of(str(served)))
 
-    def _show_error(self, reward: AgentReward) -> None:
-        """Show the first few errors of reward functions, each once."""
-        if (
-            reward.value is not None
-            or reward.error is None
-            or len(self._reward_errors) >= REWARD_ERRORS
-        ):
-            return
-        kind = (reward.name, reward.error)
-        if kind not in self._reward_errors:
-            self._reward_errors.add(kind)
-            self._watcher.on_warning(
-                f"the reward {reward.name!r} failed for rollout {reward.rollout_id}: {reward.error}"
-            )
-
-    def _warn_of_stopped_learner(self, entry: LedgerEntry) -> None:
-        """Say it once of each policy: the run may go on without that learner."""
-        reason = entry.reason
-        if reason is None or reason not in STOPPING or entry.policy in self._stopped_learners:
-            return
-        self._stopped_learners.add(entry.policy)
-        self._watcher.on_warning(
-            f"the learner of {entry.policy} has stopped ({reason}): {REMEDIES[reason]}"
-        )
-
     def _read_learners(self) -> None:
         for record in read_all(self._kafka, POLICY_UPDATES, self._codec):
             if isinstance(record.event, PolicyUpdate):
@@ -351,30 +271,6 @@ class Run:
             batch = self.learners.config(self._settings.policy).groups
             self.pace.max_ahead = usual_max_ahead(batch)
 
-    def _warn_of_options(self) -> None:
-        """Warn of options that cannot work, before anything is started."""
-        options, policy = self.options, self._settings.policy
-        if options.mode is not Mode.train or options.expert is not None:
-            return
-        if options.n == 1:
-            self._watcher.on_warning(
-                "-n 1: a group of one rollout has no baseline, so nothing is trained "
-                "(no_baseline): use -n 2 or more"
-            )
-        if not self.learners.train(policy):
-            self._watcher.on_warning(
-                f"no learner has claimed the policy {policy!r} (FULGURITE_POLICY): nothing is "
-                "trained until one is started"
-            )
-        config = self.learners.config(policy)
-        if config.groups and options.max_ahead is not None and options.max_ahead < config.groups:
-            wait = f" ({config.max_wait_s:g} s)" if config.max_wait_s else ""
-            self._watcher.on_warning(
-                f"--max-ahead {options.max_ahead} is less than the learner's batch of "
-                f"{config.groups} groups (batch.groups), so every step waits "
-                f"for batch.max_wait_s{wait}: raise --max-ahead"
-            )
-
     async def _watch(self) -> None:
         """Update the display every second and warn of problems, until cancelled."""
         next_warning = time.monotonic() + _WARN_EVERY_S
@@ -386,16 +282,9 @@ class Run:
                     self._jobs.finish(group_id, self.board.scores(group_id))
             if time.monotonic() >= next_warning:
                 next_warning = time.monotonic() + _WARN_EVERY_S
-                self._warn()
+                self._warnings.of_state(self._what_is_wrong())
 
-    def _warn(self) -> None:
-        """Give each warning once, even if its numbers change."""
-        new = [line for line in self._warnings() if without_numbers(line) not in self._warned]
-        self._warned.update(map(without_numbers, new))
-        if new:
-            self._watcher.on_warning("\n".join(new))
-
-    def _warnings(self) -> list[str]:
+    def _what_is_wrong(self) -> list[str]:
         """What is wrong now."""
         ended = self.ended if self.seconds > _STALLED_S else 0
         return [*self.diagnosis.warnings(ended), *self._waits_for_learner()]
@@ -464,7 +353,7 @@ class Run:
                     for grant in group.rollouts:
                         crew.create_task(self._one(slots, rollouts, group, grant.index, job.task))
         except BaseExceptionGroup as errors:
-            raise _first(errors) from errors
+            raise first_error(errors) from errors
         while (
             self.options.waits_for_learner
             and not self._is_satisfied()
@@ -568,48 +457,6 @@ class Run:
             async with asyncio.timeout(_TICK_S * 4):
                 await self._changed.wait()
 
-    async def _run_reward_workers(self, fork_server: ForkServer) -> None:
-        """Run a reward worker for each function and a judge for each model, until cancelled.
-
-        Raises RunnerError if one of them ends.
-        """
-        try:
-            async with asyncio.TaskGroup() as workers:
-                for name, reference in self.options.rewards.items():
-                    workers.create_task(self._run_reward_worker(fork_server, name, reference))
-        except BaseExceptionGroup as errors:
-            raise _first(errors) from errors
-
-    async def _run_reward_worker(self, fork_server: ForkServer, name: str, reference: str) -> None:
-        folder = self._settings.data_dir / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"reward-{self.options.run_id}-{name}.log"
-        # -P: the working directory may hold another package named `services`.
-        argv = (
-            sys.executable,
-            "-P",
-            "-m",
-            *_worker(reference, self.options.rubric),
-            "--name",
-            name,
-            "--run-id",
-            self.options.run_id,
-        )
-        # A function may call a model through the gateway, but gets no key to declare rollouts.
-        environment = {
-            **without_keys(os.environ, frozenset({"FULGURITE_API_KEYS"})),
-            "FULGURITE_GATEWAY_URL": self._settings.gateway_url,
-        }
-        with path.open("ab") as log:
-            result = await fork_server.run(
-                Program(argv), environment=environment, cwd=Path.cwd(), output=log
-            )
-        tail = path.read_text(errors="replace").strip().splitlines()[-5:]
-        raise RunnerError(
-            f"the worker of the reward {name!r} ended with exit code {result.exit_code}. Its last "
-            f"lines in {path}:\n" + "\n".join(tail)
-        )
-
     async def _watching(
         self, judge: asyncio.Task[None] | None, play: Coroutine[Any, Any, None]
     ) -> None:
@@ -647,7 +494,7 @@ class Run:
             actions=dict(self.diagnosis.actions()) if self.options.mode is Mode.train else {},
             problem=None if interrupted else self._problem(),
             interrupted=interrupted,
-            warnings=self._warnings(),
+            warnings=self._what_is_wrong(),
             run_id=self.options.run_id,
             mode=self.options.mode.value,
             groups=self.groups,
@@ -664,23 +511,6 @@ class Run:
         )
 
 
-def without_numbers(text: str) -> str:
-    """Replace numbers in a text, to compare it with others."""
-    return re.sub(r"\d+(\.\d+)?", "#", text)
-
-
-def _worker(reference: str, rubric: Path | None) -> tuple[str, ...]:
-    """The module of a reward's worker, and its arguments."""
-    if not reference.startswith(JUDGE):
-        return ("services.rewards.worker", "--reward", reference)
-    return (
-        "services.judge.main",
-        "--model",
-        reference.removeprefix(JUDGE),
-        *(("--rubric", str(rubric)) if rubric else ()),
-    )
-
-
 @contextlib.contextmanager
 def _cancelled_at_end(coroutine: Coroutine[Any, Any, None]) -> Generator[asyncio.Task[None]]:
     task = asyncio.create_task(coroutine)
@@ -688,9 +518,3 @@ def _cancelled_at_end(coroutine: Coroutine[Any, Any, None]) -> Generator[asyncio
         yield task
     finally:
         task.cancel()
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that stopped the others."""
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error  # pyright: ignore[reportUnknownArgumentType]

@@ -35,7 +35,7 @@ from services.runner.exit_classes import ExitClass
 from services.runner.gateway_client import Grant
 from services.runner.progress import TerminalWatcher
 from services.runner.rollout import Attempt
-from services.runner.run import Summary
+from services.runner.summary import Summary
 
 EVIL = (
     "\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\u202e", "\u2066", "\ud83c", "\u2028", "\r",
