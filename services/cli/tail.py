@@ -35,8 +35,6 @@ from services.replay.errors import BadArgument, NotFound
 from services.replay.lookup import group_of
 from services.replay.windows import parse_since, shown
 
-_POLL_S = 0.2
-
 
 def tail(
     topic: Annotated[

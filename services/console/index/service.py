@@ -58,11 +58,6 @@ class IndexService:
         self._queries.close()
         self._writer.close()
 
-    @property
-    def is_caught_up(self) -> bool:
-        """Whether the index has what was in the log at the start."""
-        return self._follower.caught_up.is_set()
-
     def wait(self) -> None:
         """Wait until the log is no longer read: after `close`, or a `failure`."""
         self._thread.join()
