@@ -12,6 +12,7 @@ from typing import Self
 import msgspec
 
 from benchmarks.demo_runs import PROJECT
+from services.common.processes.program_path import own_programs_first
 from services.local_stack.local_stack import LocalStack
 
 _COMMAND = (sys.executable, "-P", "-m", "services.cli.main")
@@ -20,8 +21,7 @@ _STOP_S = 30.0
 
 def environment_of(stack: LocalStack) -> dict[str, str]:
     """The variables of a command. Agents find `python` where this one is."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, **stack.environment, "PATH": path}
+    return {**os.environ, **stack.environment, "PATH": own_programs_first()}
 
 
 def fulgurite(

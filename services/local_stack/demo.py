@@ -36,6 +36,7 @@ from services.common.kafka.consumer import read_all
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.settings import KafkaSettings
 from services.common.processes.errors import ProcessError
+from services.common.processes.program_path import own_programs_first
 from services.common.runtime.interrupts import interrupts_noted
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.local_stack.demo_report import LedgerReport, Phases, Report, Scores, draw_chart, show
@@ -100,8 +101,7 @@ class Demo:
         runs = ExampleRuns(self._example, self._environment(), self._choices.seed, self._console)
         tasks = self._make_tasks(runs)
         # The agents find `python` where this one is.
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        with self._memory, exported({"PATH": path}):
+        with self._memory, exported({"PATH": own_programs_first()}):
             came = time.monotonic()
             model = self._warm_model(runs, tasks / "warm.jsonl", own_kafka) or self._choices.model
             began = time.monotonic()

@@ -18,6 +18,8 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
+from services.common.processes.program_path import own_programs_first
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 _STARTED = time.monotonic()
@@ -41,9 +43,7 @@ def compose_command() -> list[str] | None:
     named = os.environ.get("DOCKER_COMPOSE")
     if named:
         return [named]
-    standalone = shutil.which(
-        "docker-compose", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    )
+    standalone = shutil.which("docker-compose", path=own_programs_first())
     if standalone:
         return [standalone]
     docker = shutil.which("docker")
@@ -115,7 +115,7 @@ def _images(environment: dict[str, str]) -> Generator[None]:
     lacking = [name for name in names.values() if not _has(name, environment)]
     if lacking and any(_docker(["pull", "--quiet", name], environment) != 0 for name in lacking):
         say(f"no registry gives {', '.join(lacking)}: making stand-ins")
-        path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        path = {"PATH": own_programs_first()}
         scratch = tempfile.mkdtemp(prefix="fg-images-")
         argv = [
             HERE / "stand_ins" / "build.sh",
