@@ -29,10 +29,8 @@ INTRODUCTION = (
     "groups, and nothing can be learned. Parts are rewards that were recorded and not trained on; "
     "by `all_right`, runs with different rewards can be compared. Rows were made on several days "
     "on machines with two cores (Intel and AMD), in bf16; without AVX-512, in fp32: both roles, "
-    "seed 2, and five turns with `step`. The latter was made when versions were still rounded to "
-    "bf16, which takes most of a step away (`weights_dtype.md`), and is no comparison of credit "
-    "rules. Most of seeds 1 and 2, the control, roles and five turns had other work beside them. "
-    "Idle: time with neither a call in flight nor a step running."
+    "seed 2, and five turns with `step`. Most of seeds 1 and 2, the control, roles and five turns "
+    "had other work beside them."
 )
 
 
