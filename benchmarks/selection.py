@@ -21,16 +21,7 @@ from fulgurite.events import AgentReward, Episode
 from fulgurite.selection.comparison import compare_routers
 from fulgurite.selection.logged import LoggedEpisode, Weights, logged_episode
 from fulgurite.selection.rules import Objective, SelectionRules
-from tests.selection_stream import (
-    ALIAS,
-    EASY,
-    HARD,
-    MODELS,
-    Model,
-    Stream,
-    prices_of,
-    variant_of,
-)
+from tests.selection_stream import ALIAS, EASY, HARD, MODELS, Model, Stream, prices_of, variant_of
 
 EPISODES = 4_000
 WEIGHTS = Weights(price=1.0)

@@ -18,15 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from knowledge import (
-    PROPERTIES,
-    Entity,
-    Knowledge,
-    build,
-    queries_of,
-    read_knowledge,
-    search,
-)
+from knowledge import PROPERTIES, Entity, Knowledge, build, queries_of, read_knowledge, search
 
 MOST_OF_A_COUNTRY = 0.05
 """Share of the questions: two of three airports are American, and a guess shall not pay."""

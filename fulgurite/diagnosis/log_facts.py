@@ -10,21 +10,9 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from fulgurite.calls.training_use import is_counted
-from fulgurite.diagnosis.closings import (
-    ClosedRow,
-    Closing,
-    broken_prefixes,
-    one_valued_rewards,
-)
+from fulgurite.diagnosis.closings import ClosedRow, Closing, broken_prefixes, one_valued_rewards
 from fulgurite.diagnosis.facts import NO_LEARNER, NO_POLICY, TRAINED, WAITING, Facts, LearnerFacts
-from fulgurite.enums import (
-    EpisodeOutcome,
-    FilterReason,
-    LedgerTerm,
-    Mode,
-    StatusKind,
-    UpdateKind,
-)
+from fulgurite.enums import EpisodeOutcome, FilterReason, LedgerTerm, Mode, StatusKind, UpdateKind
 from fulgurite.events import (
     AgentReward,
     AgentStatus,

@@ -18,14 +18,7 @@ from enum import StrEnum
 import msgspec
 
 from fulgurite.enums import FilterReason, LedgerTerm, Mode
-from fulgurite.events import (
-    Action,
-    EventStruct,
-    GroupClosed,
-    LedgerEntry,
-    Tombstone,
-    Trajectory,
-)
+from fulgurite.events import Action, EventStruct, GroupClosed, LedgerEntry, Tombstone, Trajectory
 from fulgurite.groups.group_revisions import RevisionLog
 from fulgurite.groups.rewards import LARGEST_TOTAL, is_bounded
 from fulgurite.ids import action_id, derive_id

@@ -20,13 +20,7 @@ from fulgurite.episodes.deadlines import overdue, silent
 from fulgurite.episodes.stitching import missing_inputs
 from fulgurite.events import AgentStatus, Episode, Event, LlmCall
 from fulgurite.ids import minted_at
-from fulgurite.topics import (
-    AGENT_STATUS,
-    DEAD_LETTERS,
-    EPISODES,
-    LLM_CALLS,
-    Topic,
-)
+from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, Topic
 from services.aggregator.attempts import Attempt, Group, Key, weight
 from services.aggregator.call_expander import Expand
 from services.aggregator.dead_letters import (

@@ -17,13 +17,7 @@ from fulgurite.versions import parse_version
 from services.cli.errors import report_errors
 from services.cli.evaluation_rounds import Promotion, rounds
 from services.cli.gateway_models import policy_of
-from services.cli.held_out import (
-    Earned,
-    Pair,
-    held_out_rewards,
-    pairs,
-    reason_of,
-)
+from services.cli.held_out import Earned, Pair, held_out_rewards, pairs, reason_of
 from services.cli.measuring import measuring
 from services.cli.options import Margin, MinTasks, Weights
 from services.cli.output import print_json, print_table
@@ -33,12 +27,7 @@ from services.common.policies.route_log import write_route
 from services.common.runtime.interrupts import interrupts_noted
 from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import BadArgument
-from services.runner.command import (
-    Concurrency,
-    Limit,
-    PassedVariables,
-    Preload,
-)
+from services.runner.command import Concurrency, Limit, PassedVariables, Preload
 from services.runner.options import RunOptions, read_rewards, read_weights
 from services.runner.summary import INTERRUPTED, USELESS
 

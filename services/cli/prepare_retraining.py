@@ -12,12 +12,7 @@ from fulgurite.topics import TRAINING_LEDGER, TRAJECTORIES
 from services.cli.errors import show_left_out
 from services.cli.people import parse_people
 from services.cli.pull import pull
-from services.cli.retraining import (
-    Retraining,
-    find_calls,
-    left_out_before,
-    plan_retraining,
-)
+from services.cli.retraining import Retraining, find_calls, left_out_before, plan_retraining
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
 from services.common.kafka.settings import KafkaSettings

@@ -13,13 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fulgurite.topics import (
-    AGENT_REWARDS,
-    AGENT_STATUS,
-    EPISODES,
-    POLICY_UPDATES,
-    TRAINING_LEDGER,
-)
+from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, EPISODES, POLICY_UPDATES, TRAINING_LEDGER
 from fulgurite.untrusted_json import encoded
 from services.cli.errors import report_errors
 from services.cli.watch_state import RECENT, RolloutState, Sample, WatchedRun, WatchState

@@ -9,14 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
-from fulgurite.enums import (
-    EpisodeOutcome,
-    FilterReason,
-    LedgerTerm,
-    Mode,
-    StatusKind,
-    UpdateKind,
-)
+from fulgurite.enums import EpisodeOutcome, FilterReason, LedgerTerm, Mode, StatusKind, UpdateKind
 from fulgurite.events import (
     AgentReward,
     AgentStatus,

@@ -11,12 +11,7 @@ base package alone.
 from __future__ import annotations
 
 from services.client.client import Client
-from services.client.errors import (
-    ClientError,
-    GatewayRefused,
-    GatewayUnreachable,
-    MissingAdminKey,
-)
+from services.client.errors import ClientError, GatewayRefused, GatewayUnreachable, MissingAdminKey
 from services.client.rollout import Rollout
 
 __all__ = [

@@ -16,22 +16,11 @@ from typing import Protocol
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import LedgerTerm, Mode
-from fulgurite.events import (
-    DeadLetter,
-    Event,
-    LedgerEntry,
-    Tombstone,
-    Trajectory,
-)
+from fulgurite.events import DeadLetter, Event, LedgerEntry, Tombstone, Trajectory
 from fulgurite.learning.amendments import amended_entries
 from fulgurite.learning.baselines import MovingAverages
 from fulgurite.learning.batch_metrics import batch_metrics
-from fulgurite.learning.batching import (
-    BatchGroup,
-    BatchRules,
-    RowBatcher,
-    ledger_entries,
-)
+from fulgurite.learning.batching import BatchGroup, BatchRules, RowBatcher, ledger_entries
 from fulgurite.topics import DEAD_LETTERS
 from fulgurite.versions import Version
 from services.common.kafka.consumer import Record
@@ -42,9 +31,7 @@ from services.common.runtime.clock import now_ms
 from services.learner.checkpoint import CheckpointState
 from services.learner.config import RunConfig
 from services.learner.dead_rows import odd_row, rows_of_culprits, unreadable
-from services.learner.errors import (
-    CheckpointForeign,
-)
+from services.learner.errors import CheckpointForeign
 from services.learner.explaining import shortcomings
 from services.learner.gauges import show_groups, show_refusal, show_update
 from services.learner.policy_log import PolicyLog

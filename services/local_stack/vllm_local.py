@@ -12,12 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from services.common.processes.supervisor import ProcessSpec, Supervisor
-from services.local_stack.gpus import (
-    is_cuda_build,
-    plan_devices,
-    serve_environment,
-    visible_gpus,
-)
+from services.local_stack.gpus import is_cuda_build, plan_devices, serve_environment, visible_gpus
 from services.local_stack.local_service import LocalService
 from services.local_stack.local_services import project_folder
 from services.local_stack.ports import LOCALHOST, answers, free_port

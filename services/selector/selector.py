@@ -12,13 +12,7 @@ from collections.abc import Sequence
 
 from fulgurite.events import PolicyRoute, SelectionDecision
 from fulgurite.selection.history import SelectionHistory
-from fulgurite.topics import (
-    AGENT_REWARDS,
-    EPISODES,
-    POLICY_ROUTES,
-    SELECTION_DECISIONS,
-    Topic,
-)
+from fulgurite.topics import AGENT_REWARDS, EPISODES, POLICY_ROUTES, SELECTION_DECISIONS, Topic
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
 from services.common.kafka.dead_letters import words_of

@@ -14,14 +14,7 @@ import optuna
 
 from fulgurite.enums import TuningStage
 from fulgurite.events import PromptUpdate
-from fulgurite.prompts.examples import (
-    EMPTY,
-    Example,
-    choose_pool,
-    chosen,
-    join_examples,
-    slots_of,
-)
+from fulgurite.prompts.examples import EMPTY, Example, choose_pool, chosen, join_examples, slots_of
 from fulgurite.prompts.tuning import edits_of
 from services.tuner.errors import CannotTune
 from services.tuner.plan import Plan

@@ -5,14 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from services.console.pages.settings import PageSettings
-from tests.deploy.rendering import (
-    Manifest,
-    environment,
-    is_selected,
-    of_kind,
-    render,
-    workloads,
-)
+from tests.deploy.rendering import Manifest, environment, is_selected, of_kind, render, workloads
 
 PART = {"app.kubernetes.io/part-of": "fulgurite"}
 STRANGER = {"app.kubernetes.io/name": "gateway"}

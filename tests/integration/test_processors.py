@@ -55,14 +55,7 @@ from services.common.kafka.topic_admin import create_topics
 from services.common.processes.process import ChildProcess
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.ports import free_ports
-from tests.synthetic import (
-    group_id,
-    make_call,
-    make_declared,
-    make_group,
-    make_reward,
-    make_status,
-)
+from tests.synthetic import group_id, make_call, make_declared, make_group, make_reward, make_status
 
 pytestmark = pytest.mark.engine
 

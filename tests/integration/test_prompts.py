@@ -25,13 +25,7 @@ from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.local_stack.kafka_local import LocalKafka
 from services.tuner.tuning_log import TuningLog
-from tests.integration.gateway_process import (
-    ADMIN,
-    PLAIN,
-    Gateway,
-    kafka_settings,
-    running_gateway,
-)
+from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]

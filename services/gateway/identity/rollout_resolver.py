@@ -38,13 +38,7 @@ from fulgurite.ids import (
     parse_rollout,
     rollout_of,
 )
-from services.gateway.errors import (
-    Forbidden,
-    InvalidRequest,
-    NotFound,
-    Unavailable,
-    clipped,
-)
+from services.gateway.errors import Forbidden, InvalidRequest, NotFound, Unavailable, clipped
 from services.gateway.identity.authenticator import Caller
 from services.gateway.identity.conversation_matching import ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups, GroupEntry

@@ -17,11 +17,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from verl.single_controller.ray.base import (
-    RayClassWithInitArgs,
-    RayResourcePool,
-    RayWorkerGroup,
-)
+from verl.single_controller.ray.base import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
 
 from services.common.runtime import logs
 from services.common.runtime.weights_index import write_index

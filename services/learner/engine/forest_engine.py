@@ -35,12 +35,7 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from fulgurite.trajectories import forest
-from services.learner.engine.attention import (
-    block_masks_of,
-    masks_of,
-    padded_length,
-    windows_of,
-)
+from services.learner.engine.attention import block_masks_of, masks_of, padded_length, windows_of
 from services.learner.errors import StepNotFinite
 
 _HEADS_AT_ONCE = 1024

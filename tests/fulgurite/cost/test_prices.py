@@ -6,14 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulgurite.cost.prices import (
-    Money,
-    Price,
-    parse_prices,
-    price_of,
-    price_seconds,
-    price_tokens,
-)
+from fulgurite.cost.prices import Money, Price, parse_prices, price_of, price_seconds, price_tokens
 from fulgurite.cost.tokens import CallTokens
 from fulgurite.errors import BadPrices
 

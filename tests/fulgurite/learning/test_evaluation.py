@@ -10,12 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulgurite.learning.evaluation import (
-    adjusted,
-    compare_on_tasks,
-    shortcoming,
-    sign_flip_p,
-)
+from fulgurite.learning.evaluation import adjusted, compare_on_tasks, shortcoming, sign_flip_p
 
 rewards = st.dictionaries(
     st.sampled_from("abcdefgh"), st.lists(st.floats(-10, 10), max_size=3), max_size=8

@@ -9,14 +9,7 @@ import pytest
 
 from fulgurite.enums import PromptKind, TuningStage
 from fulgurite.events import Event, PromptCost, PromptScore, PromptTuning, PromptUpdate
-from fulgurite.prompts.tuning import (
-    Budget,
-    TuningState,
-    add_costs,
-    edits_of,
-    error_of,
-    score_id,
-)
+from fulgurite.prompts.tuning import Budget, TuningState, add_costs, edits_of, error_of, score_id
 from tests.fulgurite.prompts.prompt_updates import version
 
 COST = PromptCost(calls=2, prompt_tokens=10, completion_tokens=5, money=0.5)

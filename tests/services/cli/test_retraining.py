@@ -15,12 +15,7 @@ from fulgurite.events import Artifact, LedgerEntry, PolicyUpdate
 from fulgurite.ids import owned_group
 from services.cli.people import parse_people
 from services.cli.prepare_retraining import run_variables
-from services.cli.retraining import (
-    Retraining,
-    find_calls,
-    left_out_before,
-    plan_retraining,
-)
+from services.cli.retraining import Retraining, find_calls, left_out_before, plan_retraining
 from services.common.policies.route_targets import Published
 from services.learner.config_file import load
 from services.replay.errors import BadArgument

@@ -35,13 +35,7 @@ from services.console.pages.address import Address
 from services.console.pages.blocks import Block
 from services.console.pages.reading import Asked, LiveIndex
 from services.console.pages.view import View
-from tests.synthetic import (
-    group_id,
-    make_call,
-    make_declared,
-    make_reward,
-    make_status,
-)
+from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status
 
 BEGAN = 1_790_000_000_000
 """Unix milliseconds."""

@@ -19,13 +19,7 @@ from services.console.pages.server import create_app, listen, serve
 from services.console.pages.settings import PageSettings
 from services.console.pages.view import View
 from services.console.pages.views import VIEWS
-from tests.services.console.recording import (
-    BEGAN,
-    Recording,
-    events,
-    published,
-    recorded_group,
-)
+from tests.services.console.recording import BEGAN, Recording, events, published, recorded_group
 
 MORE = "policy@1.2"
 

@@ -17,12 +17,7 @@ from fulgurite.ids import action_id
 from fulgurite.tokens import pack_ids, unpack_ids
 from services.learner.errors import EntropyCollapse, PolicyDrift, StepNotFinite, StepRefused
 from services.learner.train_row import Trained, TrainRow
-from tests.services.learner.test_learner import (
-    PolicyLogInMemory,
-    Trainer,
-    learner_of,
-    rows_of,
-)
+from tests.services.learner.test_learner import PolicyLogInMemory, Trainer, learner_of, rows_of
 
 POISON = 999
 """A token that the trainer below fails on."""

@@ -26,12 +26,7 @@ from services.console.pages.blocks import (
     Tokens,
 )
 from services.console.pages.drawing.charts import options
-from services.console.pages.drawing.components import (
-    TableElement,
-    TokensElement,
-    safe_address,
-    tag,
-)
+from services.console.pages.drawing.components import TableElement, TokensElement, safe_address, tag
 
 Act = Callable[[Button], None]
 """What a click on an action does."""

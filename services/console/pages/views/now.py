@@ -19,15 +19,7 @@ from services.console.pages.blocks import (
     Table,
     Tone,
 )
-from services.console.pages.formats import (
-    ago,
-    cell,
-    count,
-    milliseconds,
-    number,
-    seconds,
-    share,
-)
+from services.console.pages.formats import ago, cell, count, milliseconds, number, seconds, share
 from services.console.pages.reading import Asked, Row
 from services.console.pages.variants import shown_variant
 from services.console.pages.view import View

@@ -5,12 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.streaming.event_clock import (
-    SKEW_MS,
-    EventClock,
-    Interval,
-    bounded_by_record,
-)
+from services.common.streaming.event_clock import SKEW_MS, EventClock, Interval, bounded_by_record
 
 TIMES = st.integers(0, 2**62)
 
