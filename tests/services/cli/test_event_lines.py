@@ -6,7 +6,7 @@ import json
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulgurite.events import EVENT_TYPES, Choice, Event
@@ -19,6 +19,8 @@ from tests.synthetic import make_call, make_declared
 KEY = "fg-k1.abcdefgh.ijklmnop"
 
 
+# To make up an event takes a hundred times as long as to show it.
+@settings(max_examples=20)
 @pytest.mark.parametrize("kind", EVENT_TYPES)
 @given(data=st.data())
 def test_every_event_has_a_line_and_json(kind: type[Event], data: st.DataObject) -> None:
