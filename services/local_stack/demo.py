@@ -50,7 +50,7 @@ from services.local_stack.python_environments import example_environment
 from services.local_stack.samples import best_samples
 from services.local_stack.warm_start import exported, train_warm_model
 from services.runner.errors import RunnerError
-from services.runner.summary import Summary
+from services.runner.summary import INTERRUPTED, Summary
 
 GROUPS_PER_STEP = 5
 MAX_WAIT_S = 30
@@ -66,7 +66,6 @@ PARTS = ("kafka", "valkey", "learner", "aggregator", "rewarder", "applier", "gat
 
 _EXAMPLE = Path("examples/calculator/example.toml")
 _MARKER = ".made-by-make-demo"
-_INTERRUPTED = 130
 _SAMPLES = 3
 
 
@@ -439,7 +438,7 @@ def main(arguments: list[str] | None = None) -> int:
             report = Demo(choices, console).run()
     except KeyboardInterrupt:
         console.print("stopped; no process is left")
-        return _INTERRUPTED
+        return INTERRUPTED
     except (StackError, ProcessError, RunnerError, LogUnavailable) as error:
         console.print(f"make demo: {error}", style="red", markup=False)
         return 1

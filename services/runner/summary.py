@@ -12,6 +12,7 @@ from services.runner.scoreboard import CurvePoint
 USELESS = 3
 """Exit code of a run that gave no training signal (`val`: no measurement)."""
 INTERRUPTED = 130
+"""Exit code of a command that was stopped, as shells give it."""
 
 
 class Summary(msgspec.Struct, frozen=True):
