@@ -29,8 +29,8 @@ INTRODUCTION = (
     "groups, and nothing can be learned. Parts are rewards that were recorded and not trained on; "
     "by `all_right`, runs with different rewards can be compared. Rows were made on several days "
     "on machines with two cores (Intel and AMD), in bf16; without AVX-512, in fp32: both roles, "
-    "seed 2, and five turns with `step`. Most of seeds 1 and 2, the control, roles and five turns "
-    "had other work beside them."
+    "seed 2, one role, seed 1, and five turns with `step`. Most of seeds 1 and 2, the control, "
+    "roles and five turns had other work beside them."
 )
 
 
