@@ -41,7 +41,7 @@ _LONGEST_GATHER_S = 1.0
 """The longest: pages follow the log within two seconds."""
 _CATCH_UP_GATHER_S = 3.0
 """While more than a transaction's records wait."""
-_WRITES = 0.1
+_WRITING_SHARE = 0.1
 """The share of the time that transactions should take while few records come."""
 _BATCH = 20_000
 _BATCH_BYTES = 96 * 1024**2
@@ -59,7 +59,7 @@ def gathering_time(write_s: float) -> float:
     A machine that is busy with training is left to it, and one with time to spare shows what
     happens at once.
     """
-    return min(max(_GATHER_S, write_s / _WRITES), _LONGEST_GATHER_S)
+    return min(max(_GATHER_S, write_s / _WRITING_SHARE), _LONGEST_GATHER_S)
 
 
 class IndexFollower:
