@@ -257,7 +257,7 @@ def tune(
         with PromptTopic(kafka) as topic:
             log = TuningLog(alias, role, name, getpass.getuser(), topic.read, topic.publish)
             try:
-                search = _search_of(plan, log, recorded, reflection_model, table)
+                search = _search_of(plan, log, recorded, reflection_model, table, report)
             except ModuleNotFoundError as error:
                 raise BadArgument(
                     f"the package {error.name} is missing: install `fulgurite[tuner]`"
@@ -298,12 +298,13 @@ def _search_of(
     recorded: LoggedRollouts,
     reflection_model: str | None,
     prices: Prices | None,
+    report: TuneReport,
 ) -> Search:
     """The method's search. Its library is imported only here."""
     if plan.method is Method.demonstrations:
         from services.tuner.demonstrations import search_demonstrations
 
-        return lambda scorer: search_demonstrations(plan, log, scorer, recorded)
+        return lambda scorer: search_demonstrations(plan, log, scorer, recorded, report.on_warning)
     from services.tuner.gepa_search import search_by_reflection
     from services.tuner.reflection import ReflectionModel
     from services.tuner.settings import TunerSettings

@@ -96,7 +96,7 @@ class TuneReport:
         self._line(f"the policy is {version} now: scores before were another version's")
 
     def on_warning(self, text: str) -> None:
-        """Print a warning of the runner."""
+        """Print a warning of the runner or of the search."""
         self._line(text)
 
     def _line(self, text: str) -> None:

@@ -8,7 +8,7 @@ estimator (Bergstra et al. 2011) over its slots.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import optuna
 
@@ -29,9 +29,16 @@ _RANDOM = 10
 
 
 def search_demonstrations(
-    plan: Plan, log: TuningLog, scorer: Scorer, recorded: RecordedRollouts
+    plan: Plan,
+    log: TuningLog,
+    scorer: Scorer,
+    recorded: RecordedRollouts,
+    warn: Callable[[str], None],
 ) -> None:
-    """Score sets of demonstrations until the plan's limits are reached."""
+    """Score sets of demonstrations until the plan's limits are reached, or all sets are known.
+
+    `warn` is told of the second.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pool = _gather(plan, log, scorer, recorded)
     keys = [task.key for task in plan.validation]
@@ -65,6 +72,12 @@ def search_demonstrations(
                 "reward function, and at `fulgurite diagnose`"
             )
         study.tell(trial, mean)
+    if repeats >= _REPEATS:
+        warn(
+            "the search ends before its limits: nearly all sets of the examples that were found "
+            f"({len(pool)}) have been tried. Give more training tasks, a larger -n, a lower "
+            "--least-reward, or episodes of the log with --since"
+        )
 
 
 def _gather(

@@ -4,6 +4,7 @@ kill without doing anything twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -57,11 +58,17 @@ def helped_by(question: str, *, spoilt_by: str = "never") -> Any:
     return judge
 
 
-def tune(topic: Topic, agent: Agent, chosen: Plan, tuning: str = "t") -> Verdict:
+def tune(
+    topic: Topic,
+    agent: Agent,
+    chosen: Plan,
+    tuning: str = "t",
+    warn: Callable[[str], None] = lambda _: None,
+) -> Verdict:
     log = topic.log(tuning)
     log.begin(method="demonstrations", train_tasks=6, validation_tasks=8, seed=0)
     scorer = Scorer(log, agent, agent, None, lambda _: None)
-    search_demonstrations(chosen, log, scorer, agent)
+    search_demonstrations(chosen, log, scorer, agent, warn)
     return decide(chosen, log, scorer)
 
 
@@ -147,7 +154,7 @@ def test_a_version_set_meanwhile_is_not_replaced() -> None:
     log = topic.log()
     log.begin(method="demonstrations", train_tasks=6, validation_tasks=8, seed=0)
     scorer = Scorer(log, agent, agent, None, lambda _: None)
-    search_demonstrations(plan(), log, scorer, agent)
+    search_demonstrations(plan(), log, scorer, agent, lambda _: None)
     number = topic.log().state.history.next_version("policy")
     topic.publish(
         "policy",
@@ -199,6 +206,24 @@ def test_examples_of_the_log_are_enough() -> None:
     assert len(agent.earlier) == 4
     tune(topic, agent, plan())
     assert not any(question.startswith("train") for question, _ in agent.ran)
+
+
+def test_it_says_when_too_few_examples_end_it() -> None:
+    warnings: list[str] = []
+    topic = Topic()
+    one_is_right = Agent(topic, lambda messages: 1.0 if messages[-1]["content"] == GOOD else 0.5)
+    tune(topic, one_is_right, plan(), warn=warnings.append)
+    (warning,) = warnings
+    assert "nearly all sets of the examples that were found (1) have been tried" in warning
+    assert len(topic.log().state.candidates()) == 1
+
+
+def test_it_says_nothing_when_its_limits_end_it() -> None:
+    warnings: list[str] = []
+    topic = Topic()
+    tune(topic, Agent(topic, helped_by(GOOD)), plan(), warn=warnings.append)
+    assert warnings == []
+    assert len(topic.log().state.candidates()) == plan().candidates
 
 
 def test_what_is_left_out_of_training_is_no_example() -> None:
