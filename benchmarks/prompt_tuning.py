@@ -1,11 +1,13 @@
-"""Tunes the prompt of the calculator agent by demonstrations, and measures it on held-out tasks.
+"""Tunes the prompt of the calculator agent, and measures it on held-out tasks.
 
-    .venv/bin/python benchmarks/prompt_tuning.py [--seeds 0 1 2] [--held-out 210]
-        [--out benchmarks/prompt_tuning.md]
+    .venv/bin/python -m benchmarks.prompt_tuning [--method demonstrations] [--seeds 0 1 2]
+        [--held-out 210] [--out benchmarks/prompt_tuning.md]
 
 No weight changes: the stack has no learner. Training and validation tasks are of the example's
 training file, held-out ones of its held-out file, which shares neither a template nor a number with
 it. Each held-out task is answered once, sampled, with the prompt before and after.
+
+With `--method gepa` the reflection model is Qwen2.5-Coder-0.5B-Instruct, on a vLLM of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,9 @@ from benchmarks.demo_runs import machine
 from fulgurite.learning.evaluation import compare_on_tasks
 from services.local_stack.demo import empty_folder
 from services.local_stack.local_stack import LocalStack, StackOptions
+from services.local_stack.model import find_model
+from services.local_stack.vllm_local import LocalVllm
+from services.tuner.plan import Method
 
 PROJECT = Path(__file__).resolve().parents[1]
 EXAMPLE = PROJECT / "examples" / "calculator"
@@ -34,6 +41,8 @@ REWARD = (
     "--preload=openai",
     "--concurrency=24",
 )
+REFLECTION_MODEL = "qwen"
+GEPA = ("--method=gepa", f"--reflection-model={REFLECTION_MODEL}")
 HEAD = (
     "| seed | sampled, held out: before | after | difference | verdict on validation "
     "| candidates | rollouts | calls |"
@@ -44,6 +53,9 @@ def main() -> None:
     """Run all seeds and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument(
+        "--method", type=Method, choices=list(Method), default=Method.demonstrations
+    )
     parser.add_argument("--held-out", type=int, default=210)
     parser.add_argument("--train", type=int, default=96, help="training tasks")
     parser.add_argument("--validation", type=int, default=60, help="validation tasks")
@@ -52,19 +64,22 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=PROJECT / ".fulgurite" / "prompt-tuning")
     parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks" / "prompt_tuning.md")
     options = parser.parse_args()
-    rows = [row(seed, measured(options, seed)) for seed in options.seeds]
+    reports = [(seed, measured(options, seed)) for seed in options.seeds]
+    by_reflection = options.method is Method.gepa
+    reflection = "reflection by Qwen2.5-Coder-0.5B-Instruct, " if by_reflection else ""
     lines = [
-        "# Prompt tuning by demonstrations",
+        f"# Prompt tuning by {'reflection' if by_reflection else 'demonstrations'}",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/prompt_tuning.py`: "
-        f"SmolLM2-135M-Instruct, the calculator example, {options.train} training, "
+        f"SmolLM2-135M-Instruct, the calculator example, {reflection}{options.train} training, "
         f"{options.validation} validation and {options.held_out} held-out tasks, no weight "
         "changed. Intervals are 95 %; the difference is paired by task.",
         "",
         HEAD,
         "|---" * HEAD.count(" | ") + "|---|",
-        *rows,
+        *(row(seed, report) for seed, report in reports),
         "",
+        *(line for seed, report in reports for line in system_prompt(seed, report)),
     ]
     options.out.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
@@ -80,24 +95,44 @@ def measured(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     tasks = make_tasks(folder, options, seed)
     data = empty_folder(folder / "data")
     stack = LocalStack(StackOptions(data=data, own_kafka=True, trains=False))
-    with stack:
-        environment = environment_of(stack)
+    with reflection_model(folder, options.method) as reflection, stack:
+        environment = {**environment_of(stack), **reflection}
         before = evaluate(environment, tasks, folder / "before.json", "none")
-        verdict = tune(environment, tasks, options, seed)
-        after = evaluate(environment, tasks, folder / "after.json", verdict["candidate"] or "none")
+        by_reflection = options.method is Method.gepa
+        verdict = tune(environment, tasks, options, seed, *(GEPA if by_reflection else ()))
+        version = verdict["candidate"] or "none"
+        after = evaluate(environment, tasks, folder / "after.json", version)
+        prompt = shown_version(environment, version) if version != "none" else {}
     difference = compare_on_tasks(rewards_of(before), rewards_of(after))
     found = {
         "before": before["reward"],
         "after": after["reward"],
         "difference": None if difference is None else str(difference.estimate),
         "verdict": verdict,
+        "system": prompt.get("system"),
     }
     report.write_text(json.dumps(found, indent=2), encoding="utf-8")
     return found
 
 
+@contextmanager
+def reflection_model(folder: Path, method: Method) -> Generator[dict[str, str]]:
+    """Serve Qwen if the method needs it; the tuner's settings."""
+    if method is not Method.gepa:
+        yield {}
+        return
+    model = find_model(Path("qwen2.5-coder-0.5b"))
+    with LocalVllm(model, folder, served_model=REFLECTION_MODEL, threads=1) as server:
+        yield {
+            "FULGURITE_TUNER_BASE_URL": f"{server.base_url}/v1",
+            "FULGURITE_TUNER_MAX_TOKENS": "1024",
+        }
+
+
 def make_tasks(folder: Path, options: argparse.Namespace, seed: int) -> Path:
-    """Write train.jsonl, validation.jsonl and heldout.jsonl."""
+    """Write train.jsonl, validation.jsonl and heldout.jsonl, and all.jsonl with the example's
+    training tasks, of which the first two are parts.
+    """
     tasks = folder / "tasks"
     subprocess.run(
         [
@@ -111,6 +146,7 @@ def make_tasks(folder: Path, options: argparse.Namespace, seed: int) -> Path:
         stdout=subprocess.DEVNULL,
     )
     lines = list(dict.fromkeys((tasks / "train.jsonl").read_text().splitlines()))
+    (tasks / "all.jsonl").write_text("\n".join(lines))
     last = options.train + options.validation
     (tasks / "train.jsonl").write_text("\n".join(lines[: options.train]))
     (tasks / "validation.jsonl").write_text("\n".join(lines[options.train : last]))
@@ -128,14 +164,20 @@ def evaluate(
 
 
 def tune(
-    environment: dict[str, str], tasks: Path, options: argparse.Namespace, seed: int
+    environment: dict[str, str], tasks: Path, options: argparse.Namespace, seed: int, *more: str
 ) -> dict[str, Any]:
-    """The verdict of a tuning, with its number of candidates."""
-    words = ["tune", "--alias=policy", "--json", f"--seed={seed}"]
+    """The verdict of a tuning, with its number of candidates. `more` are further options."""
+    words = ["tune", "--alias=policy", "--json", f"--seed={seed}", *more]
     words += [f"--tasks={tasks / 'train.jsonl'}", f"--validation={tasks / 'validation.jsonl'}"]
     words += [f"--held-out={tasks / 'heldout.jsonl'}", f"--candidates={options.candidates}"]
     lines = fulgurite(environment, [*words, *REWARD, "--", *AGENT], codes=(0, 3)).splitlines()
     return json.loads(lines[-1])
+
+
+def shown_version(environment: dict[str, str], version: str) -> dict[str, Any]:
+    """What a version of the prompt changes."""
+    words = ["prompts", "show", "--alias=policy", version, "--json"]
+    return json.loads(fulgurite(environment, words))
 
 
 def rewards_of(summary: dict[str, Any]) -> dict[str, list[float]]:
@@ -158,6 +200,12 @@ def row(seed: int, report: dict[str, Any]) -> str:
         f"| {said} | {verdict['candidates']} | {verdict['rollouts']} | "
         f"{verdict['cost']['calls']} |"
     )
+
+
+def system_prompt(seed: int, report: dict[str, Any]) -> list[str]:
+    """The system prompt that a model wrote, if one did."""
+    written = report["system"]
+    return [f"The best of seed {seed}:", "", "```text", written, "```", ""] if written else []
 
 
 def shown(estimate: dict[str, Any]) -> str:
