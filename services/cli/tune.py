@@ -53,6 +53,9 @@ from services.tuner.scoring import Scorer
 from services.tuner.tuning_log import TuningLog
 from services.tuner.verdict import Verdict, decide
 
+_STOPPING_S = 2.0
+"""How long the search may take to end once its rollouts have."""
+
 
 def tune(
     command: Annotated[
@@ -358,7 +361,8 @@ def _run(
         finally:
             jobs.close()
 
-    thread = threading.Thread(target=work, name="tuner")
+    # A reflection model may take minutes to answer: a tuning that is stopped does not wait for it.
+    thread = threading.Thread(target=work, name="tuner", daemon=True)
     thread.start()
     try:
         run_command(options, report, kafka=kafka, jobs=jobs)
@@ -368,7 +372,7 @@ def _run(
         raise BadArgument(str(error)) from error
     finally:
         jobs.end("the run has ended")
-        thread.join()
+        thread.join(_STOPPING_S)
     try:
         return found.result()
     except (RunnerError, TunerError) as error:

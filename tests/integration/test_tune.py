@@ -89,7 +89,9 @@ async def gateway(
         yield running
 
 
-def start(gateway: Gateway, folder: Path, *options: str) -> subprocess.Popen[str]:
+def start(
+    gateway: Gateway, folder: Path, *options: str, **environment: str
+) -> subprocess.Popen[str]:
     (folder / "agent.py").write_text(ASKS)
     (folder / "rewards.py").write_text(REWARDS)
     for name, count in (("train", 4), ("validation", 8), ("heldout", 2)):
@@ -103,7 +105,7 @@ def start(gateway: Gateway, folder: Path, *options: str) -> subprocess.Popen[str
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "services.cli.main", *words],
         cwd=folder,
-        env=environment_of(gateway, FULGURITE_DATA_DIR=str(folder)),
+        env=environment_of(gateway, FULGURITE_DATA_DIR=str(folder), **environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -212,3 +214,26 @@ async def test_ctrl_c_stops_it_and_its_agents(gateway: Gateway, tmp_path: Path) 
         await asyncio.sleep(0.1)
     process.send_signal(signal.SIGINT)
     await finish(process, 130)
+
+
+async def test_ctrl_c_does_not_wait_for_the_reflection_model(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    is_asked = asyncio.Event()
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        is_asked.set()
+        await reader.read(-1)
+        writer.close()
+
+    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        process = start(
+            gateway, tmp_path, "--method", "gepa", "--reflection-model", "silent",
+            FULGURITE_TUNER_BASE_URL=f"http://127.0.0.1:{port}/v1",
+        )  # fmt: skip
+        while not is_asked.is_set():
+            assert process.poll() is None, process.communicate()
+            await asyncio.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        await finish(process, 130)
