@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,11 @@ from benchmarks.commands import environment_of, fulgurite
 from benchmarks.demo_runs import PROJECT, machine
 from benchmarks.prompt_tuning import AGENT, REWARD, evaluate, make_tasks, rewards_of, shown, tune
 from fulgurite.learning.evaluation import compare_on_tasks
+from fulgurite.prompts.history import AS_SENT
 from services.local_stack.demo import GROUPS_PER_STEP, MAX_WAIT_S, empty_folder
 from services.local_stack.example_runs import CONCURRENCY
 from services.local_stack.local_stack import LocalStack, StackOptions
 
-ARMS = ("weights", "prompt", "both")
-NOTHING = "nothing"
 HEAD = "| seed | optimised | calls | updates | sampled, held out | `both` less this |"
 
 
@@ -76,73 +77,93 @@ def main() -> None:
 
 
 def run_seed(options: argparse.Namespace, seed: int) -> dict[str, Arm]:
-    """All arms of a seed. One that has a report is not run again."""
-    folder: Path = options.work / f"seed-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    tasks = make_tasks(folder, options, seed)
-    arms: dict[str, Arm] = {}
-    for name in ARMS:
-        report = folder / f"{name}.json"
+    """All arms of a seed. Those that have a report are not run again."""
+    run = Run(options, seed)
+    arms = run.reported("weights", run.weights)
+    budget = arms["weights"].calls
+    arms |= run.reported("prompt", lambda: run.prompt(budget))
+    return arms | run.reported("both", lambda: run.both(budget))
+
+
+class Run:
+    """The arms of one seed, each on a stack of its own."""
+
+    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+        self._options = options
+        self._seed = seed
+        self._folder: Path = options.work / f"seed-{seed}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._tasks = make_tasks(self._folder, options, seed)
+
+    def reported(self, name: str, run: Callable[[], dict[str, Arm]]) -> dict[str, Arm]:
+        """The arms of a report, which is made if there is none."""
+        report = self._folder / f"{name}.json"
         if not report.is_file():
-            budget = arms["weights"].calls if arms else 0
-            found = run_arm(name, folder, tasks, options, seed, budget)
-            report.write_bytes(msgspec.json.encode(found))
-        arms |= msgspec.json.decode(report.read_bytes(), type=dict[str, Arm])
-    return arms
+            report.write_bytes(msgspec.json.encode(run()))
+        return msgspec.json.decode(report.read_bytes(), type=dict[str, Arm])
 
+    def weights(self) -> dict[str, Arm]:
+        """The base model, and its weights trained."""
+        updates: int = self._options.updates
+        with self._stack(trains=True) as environment:
+            nothing = Arm(0, 0, self._measure(environment, "nothing"))
+            calls = self._train(environment, "weights", updates)
+            trained = Arm(calls, updates, self._measure(environment, "weights"))
+        return {"nothing": nothing, "weights": trained}
 
-def run_arm(
-    name: str, folder: Path, tasks: Path, options: argparse.Namespace, seed: int, budget: int
-) -> dict[str, Arm]:
-    """An arm on a stack of its own; for `weights` also the base model before it."""
-    settings = {
-        "FULGURITE__BATCH__GROUPS": str(GROUPS_PER_STEP),
-        "FULGURITE__BATCH__MAX_WAIT_S": str(MAX_WAIT_S),
-        "FULGURITE__ENGINE__SEED": str(seed),
-    }
-    stack = LocalStack(
-        StackOptions(
-            data=empty_folder(folder / "data"),
-            own_kafka=True,
-            environment=settings,
-            trains=name != "prompt",
-        )
-    )
-    arms: dict[str, Arm] = {}
-    calls, updates, prompt = 0, 0, "none"
-    with stack:
-        environment = environment_of(stack)
+    def prompt(self, budget: int) -> dict[str, Arm]:
+        """The prompt tuned with a budget of calls."""
+        with self._stack(trains=False) as environment:
+            calls, prompt = self._tune(environment, budget)
+            return {"prompt": Arm(calls, 0, self._measure(environment, "prompt", prompt))}
 
-        def measure(arm: str) -> None:
-            results = folder / f"{arm}-held-out.json"
-            arms[arm] = Arm(calls, updates, evaluate(environment, tasks, results, prompt))
-
-        if name == "weights":
-            measure(NOTHING)
-            updates = options.updates
-        else:
-            spent = budget if name == "prompt" else budget // 2
-            verdict = tune(environment, tasks, options, seed, f"--max-calls={spent}")
-            calls, prompt = verdict["cost"]["calls"], verdict["candidate"] or prompt
-        if name == "both":
-            if prompt != "none":
+    def both(self, budget: int) -> dict[str, Arm]:
+        """The prompt tuned with half the budget, then weights trained with what is left."""
+        with self._stack(trains=True) as environment:
+            calls, prompt = self._tune(environment, budget // 2)
+            if prompt != AS_SENT:
                 fulgurite(environment, ["prompts", "promote", "--alias=policy", prompt])
-            updates = max(1, round(options.updates * (budget - calls) / budget))
-        if updates:
-            calls += train(environment, tasks, folder / f"{name}-training.json", updates, seed)
-        measure(name)
-    shutil.rmtree(folder / "data")
-    return arms
+            updates = max(1, round(self._options.updates * (budget - calls) / budget))
+            calls += self._train(environment, "both", updates)
+            return {"both": Arm(calls, updates, self._measure(environment, "both", prompt))}
 
+    @contextmanager
+    def _stack(self, *, trains: bool) -> Generator[dict[str, str]]:
+        """The variables of commands on a stack, whose data is removed afterwards."""
+        settings = {
+            "FULGURITE__BATCH__GROUPS": str(GROUPS_PER_STEP),
+            "FULGURITE__BATCH__MAX_WAIT_S": str(MAX_WAIT_S),
+            "FULGURITE__ENGINE__SEED": str(self._seed),
+        }
+        data = empty_folder(self._folder / "data")
+        stack = LocalStack(
+            StackOptions(data=data, own_kafka=True, environment=settings, trains=trains)
+        )
+        with stack:
+            yield environment_of(stack)
+        shutil.rmtree(data)
 
-def train(environment: dict[str, str], tasks: Path, results: Path, updates: int, seed: int) -> int:
-    """Train the policy with what prompt is in force; how many calls it took."""
-    words = ["run", f"--tasks={tasks / 'all.jsonl'}", "--n=6", f"--updates={updates}"]
-    words += [f"--seed={seed}", f"--results={results}"]
-    # The last one counts.
-    words += [*REWARD, f"--concurrency={CONCURRENCY}"]
-    fulgurite(environment, [*words, "--", *AGENT])
-    return json.loads(results.read_text(encoding="utf-8"))["counts"]["calls"]
+    def _tune(self, environment: dict[str, str], budget: int) -> tuple[int, str]:
+        """How many calls a tuning took, and the version that it found."""
+        verdict = tune(environment, self._tasks, self._options, self._seed, f"--max-calls={budget}")
+        return verdict["cost"]["calls"], verdict["candidate"] or AS_SENT
+
+    def _train(self, environment: dict[str, str], name: str, updates: int) -> int:
+        """Train the policy with the prompt in force; how many calls it took."""
+        results = self._folder / f"{name}-training.json"
+        words = ["run", f"--tasks={self._tasks / 'all.jsonl'}", "--n=6", f"--updates={updates}"]
+        words += [f"--seed={self._seed}", f"--results={results}"]
+        # The last one counts.
+        words += [*REWARD, f"--concurrency={CONCURRENCY}"]
+        fulgurite(environment, [*words, "--", *AGENT])
+        return json.loads(results.read_text(encoding="utf-8"))["counts"]["calls"]
+
+    def _measure(
+        self, environment: dict[str, str], name: str, prompt: str = AS_SENT
+    ) -> dict[str, Any]:
+        """The summary of a run on the held-out tasks with a version of the prompt."""
+        results = self._folder / f"{name}-held-out.json"
+        return evaluate(environment, self._tasks, results, prompt)
 
 
 def rows(seed: int, arms: dict[str, Arm]) -> list[str]:
