@@ -8,9 +8,16 @@ from fulgurite.enums import PromptKind, TuningStage
 from fulgurite.events import PromptUpdate
 from fulgurite.learning.evaluation import Difference, compare_on_tasks
 from fulgurite.prompts.tuning import error_of
-from services.tuner.plan import Plan
+from services.tuner.plan import Method, Plan
 from services.tuner.scoring import Scorer
 from services.tuner.tuning_log import TuningLog
+
+_UNSCORED = {
+    Method.demonstrations: "no candidate was scored on all validation tasks: give a larger budget",
+    Method.gepa: "no candidate was scored on all validation tasks: none earned more than its "
+    "parent on its minibatch, or the budget ended before. Give a larger --minibatch, a larger "
+    "budget, or another --reflection-model",
+}
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +52,7 @@ def decide(plan: Plan, log: TuningLog, scorer: Scorer) -> Verdict:
     after = None if best is None else log.state.mean(best.version, keys)
     if best is None or before is None or after is None or after <= before:
         why_not = (
-            "no candidate was scored on all validation tasks: give a larger budget"
+            _UNSCORED[plan.method]
             if best is None or before is None or after is None
             else f"no candidate earned more on the validation tasks: {after:.3f}, and {before:.3f} "
             "before"

@@ -107,6 +107,14 @@ def test_a_copy_of_a_task_is_refused_with_the_overlap() -> None:
     assert refused.cost == COST
 
 
+def test_texts_that_better_nothing_end_with_what_to_change() -> None:
+    topic = Topic()
+    verdict = tune(topic, Agent(topic, by_stars), Reflector("Say A", "Say B", "Say C"), plan())
+    assert verdict.candidate is None
+    assert "none earned more than its parent on its minibatch" in (verdict.why_not or "")
+    assert len(topic.log().state.candidates()) == 3
+
+
 def test_a_model_without_new_ideas_ends_the_search() -> None:
     topic = Topic()
     model = Reflector(" ", SYSTEM, "Answer *", "Answer *")
