@@ -125,7 +125,7 @@ def reflection_model(folder: Path, method: Method) -> Generator[dict[str, str]]:
     with LocalVllm(model, folder, served_model=REFLECTION_MODEL, threads=1) as server:
         yield {
             "FULGURITE_TUNER_BASE_URL": f"{server.base_url}/v1",
-            "FULGURITE_TUNER_MAX_TOKENS": "1024",
+            "FULGURITE_TUNER_MAX_TOKENS": "512",
         }
 
 
