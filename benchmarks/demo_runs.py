@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from services.common.runtime.cpu import multiplies_bf16
+from benchmarks.pages import opening, write_page
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -57,19 +54,9 @@ def main() -> None:
             run(options.work / "control", options.control_seed, control=True, again=options.again),
         )
     )
-    lines = [
-        "# The demo, three seeds and a control",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/demo_runs.py`. "
-        f"Intervals are 95 %. {IDLE}",
-        "",
-        HEAD,
-        "|---" * HEAD.count(" | ") + "|---|",
-        *[row(name, report) for name, report in reports],
-        "",
-    ]
-    options.out.write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines))
+    made_by = f"Made by `benchmarks/demo_runs.py`. Intervals are 95 %. {IDLE}"
+    lines = opening("The demo, three seeds and a control", made_by, HEAD)
+    write_page(options.out, [*lines, *(row(name, report) for name, report in reports)])
 
 
 def run(
@@ -131,23 +118,6 @@ def change(report: dict[str, Any], what: str) -> str:
     before, after = report[f"{what}_before"], report[f"{what}_after"]
     low, high = report[f"{what}_before_interval"], report[f"{what}_after_interval"]
     return f"{before:.2f} [{low[0]:.2f}, {low[1]:.2f}] → {after:.2f} [{high[0]:.2f}, {high[1]:.2f}]"
-
-
-def machine() -> str:
-    """What it ran on."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        "?",
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{os.cpu_count()} cores of {model} ({platform.machine()}, "
-        f"{'with' if multiplies_bf16() else 'without'} AVX-512), {memory:.0f} GiB of memory, no GPU"
-    )
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ of the page whose reports are on another machine stay.
 from __future__ import annotations
 
 import argparse
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.demo_runs import IDLE, PROJECT, change, idle, machine, read_report, run
+from benchmarks.demo_runs import IDLE, PROJECT, change, idle, read_report, run
+from benchmarks.pages import opening, write_page
 from services.local_stack.example import read_example
 
 HEAD = (
@@ -70,9 +70,7 @@ def run_benchmark(benchmark: Benchmark, description: str | None) -> None:
             _run(benchmark, work, name, str(seed), seed)
         if options.control:
             _run(benchmark, work, name, "control", options.seeds[0], control=True)
-    text = _page(benchmark, work, names, kept=_rows(options.out))
-    options.out.write_text(text, encoding="utf-8")
-    print(text)
+    write_page(options.out, _page(benchmark, work, names, kept=_rows(options.out)))
 
 
 def _run(
@@ -100,24 +98,19 @@ def _rows(page: Path) -> dict[tuple[str, str], str]:
 
 def _page(
     benchmark: Benchmark, work: Path, names: list[str], kept: dict[tuple[str, str], str]
-) -> str:
-    lines = [
-        f"# {benchmark.title}",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/{benchmark.name}.py` from "
-        f"the examples in `benchmarks/{benchmark.name}/`. {benchmark.introduction} {IDLE}",
-        "",
-        HEAD,
-        "|---" * HEAD.count(" | ") + "|---|",
-    ]
+) -> list[str]:
+    made_by = (
+        f"Made by `benchmarks/{benchmark.name}.py` from the examples in "
+        f"`benchmarks/{benchmark.name}/`. {benchmark.introduction} {IDLE}"
+    )
+    lines = opening(benchmark.title, made_by, HEAD)
     for name in names:
         title = read_example(benchmark.examples / f"{name}.toml").title
         rows = {key: row for key, row in kept.items() if key[0] == title}
         for report in (work / name).glob("*/report.json"):
             rows[title, report.parent.name] = _row(title, report)
         lines += [rows[key] for key in sorted(rows)]
-    lines += [line for name in names for line in _samples(benchmark, work, name)]
-    return "\n".join([*lines, ""])
+    return lines + [line for name in names for line in _samples(benchmark, work, name)]
 
 
 def _samples(benchmark: Benchmark, work: Path, name: str) -> list[str]:

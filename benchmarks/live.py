@@ -31,6 +31,7 @@ from benchmarks.commands import Command, environment_of, fulgurite
 from benchmarks.demo_runs import PROJECT
 from benchmarks.live_report import PARTS, QUOTA, WAVE, Decision, Held, Report, page
 from benchmarks.live_users import Conversation, Progress, Users
+from benchmarks.pages import write_page
 from benchmarks.prompt_tuning import AGENT, REWARD
 from examples.calculator.tasks import Task, make_tasks, write_tasks
 from fulgurite.enums import UpdateKind
@@ -316,9 +317,7 @@ def main() -> None:
         for seed in options.seeds
         for part in options.parts
     ]
-    text = page(reports, options.held_out)
-    options.out.write_text(text, encoding="utf-8")
-    print(text)
+    write_page(options.out, page(reports, options.held_out))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from benchmarks.demo_runs import machine
 from benchmarks.live_users import AT_ONCE, PEOPLE, Conversation, Population
+from benchmarks.pages import opening
 from services.local_stack.demo import LedgerReport
 
 PARTS = {
@@ -61,12 +60,10 @@ HEAD = (
 )
 
 
-def page(reports: Sequence[tuple[str, int, Report]], held_out: int) -> str:
-    """The page of results."""
-    lines = [
-        "# Votes of simulated users",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/live.py`: "
+def page(reports: Sequence[tuple[str, int, Report]], held_out: int) -> list[str]:
+    """The lines of the page of results."""
+    made_by = (
+        "Made by `benchmarks/live.py`: "
         f"SmolLM2-135M-Instruct with the calculator example and adapters of rank 16. {PEOPLE} "
         f"simulated users, {AT_ONCE} conversations at a time; a vote comes 0.1 to 12 seconds "
         "after its answer, a twentieth of what it is for people, and so are the waits of "
@@ -81,19 +78,17 @@ def page(reports: Sequence[tuple[str, int, Report]], held_out: int) -> str:
         "other wordings and numbers, sampled once by the version that served at the begin and by "
         "the one that served at the end; intervals are 95 %, the difference is paired by task. "
         "At the end of `poisoned` the learner is stopped, and the weights of the first version are "
-        "published again: what users say then waits for a learner, and is open in the ledger.",
-        "",
-        HEAD,
-        "|---" * HEAD.count(" | ") + "|---|",
-        *[_row(part, seed, report) for part, seed, report in reports],
-    ]
+        "published again: what users say then waits for a learner, and is open in the ledger."
+    )
+    lines = opening("Votes of simulated users", made_by, HEAD)
+    lines += [_row(part, seed, report) for part, seed, report in reports]
     for part, seed, report in reports:
         lines += ["", f"## {part}, seed {seed}: what the gate decided", ""]
         lines += [f"- {one.targets}: {one.reason}" for one in report.decisions]
         lines += [f"- {_bad(report)}"] if report.bad_version is not None else []
         terms = ", ".join(f"{name} {count}" for name, count in sorted(report.ledger.terms.items()))
         lines += ["", f"Ledger: {terms}."]
-    return "\n".join([*lines, ""])
+    return lines
 
 
 def _row(part: str, seed: int, report: Report) -> str:

@@ -16,14 +16,14 @@ import json
 import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from benchmarks.commands import environment_of, fulgurite
-from benchmarks.demo_runs import PROJECT, machine
+from benchmarks.demo_runs import PROJECT
+from benchmarks.pages import opening, write_page
 from benchmarks.prompt_tuning import AGENT, REWARD, evaluate, make_tasks, rewards_of, shown, tune
 from fulgurite.learning.evaluation import compare_on_tasks
 from fulgurite.prompts.history import AS_SENT
@@ -55,25 +55,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=PROJECT / ".fulgurite" / "prompt-and-weights")
     parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks/prompt_and_weights.md")
     options = parser.parse_args()
-    lines = [
-        "# A prompt, weights, or both",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/prompt_and_weights.py`: "
-        "SmolLM2-135M-Instruct, the calculator example. `weights` trains all weights for "
-        f"{options.updates} updates, and its calls are the budget of the others. `prompt` spends "
-        "it on `fulgurite tune` by demonstrations. `both` spends half of it on a tuning, and "
-        "trains with the prompt that it found, whatever the verdict. A tuning has "
-        f"{options.train} training and {options.validation} validation tasks. {options.held_out} "
-        "held-out tasks with other wordings and numbers are answered once, sampled, and not "
-        "counted. Intervals are 95 %; the difference is paired by task.",
-        "",
-        HEAD,
-        "|---" * HEAD.count(" | ") + "|---|",
-        *(row for seed in options.seeds for row in rows(seed, run_seed(options, seed))),
-        "",
-    ]
-    options.out.write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines))
+    made_by = (
+        "Made by `benchmarks/prompt_and_weights.py`: SmolLM2-135M-Instruct, the calculator "
+        f"example. `weights` trains all weights for {options.updates} updates, and its calls are "
+        "the budget of the others. `prompt` spends it on `fulgurite tune` by demonstrations. "
+        "`both` spends half of it on a tuning, and trains with the prompt that it found, whatever "
+        f"the verdict. A tuning has {options.train} training and {options.validation} validation "
+        f"tasks. {options.held_out} held-out tasks with other wordings and numbers are answered "
+        "once, sampled, and not counted. Intervals are 95 %; the difference is paired by task."
+    )
+    lines = opening("A prompt, weights, or both", made_by, HEAD)
+    lines += [row for seed in options.seeds for row in rows(seed, run_seed(options, seed))]
+    write_page(options.out, lines)
 
 
 def run_seed(options: argparse.Namespace, seed: int) -> dict[str, Arm]:

@@ -18,13 +18,13 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import environment_of, fulgurite
-from benchmarks.demo_runs import machine
+from benchmarks.pages import opening, write_page
 from fulgurite.learning.evaluation import compare_on_tasks
+from fulgurite.prompts.history import AS_SENT
 from services.local_stack.demo import empty_folder
 from services.local_stack.local_stack import LocalStack, StackOptions
 from services.local_stack.model import find_model
@@ -67,22 +67,17 @@ def main() -> None:
     reports = [(seed, measured(options, seed)) for seed in options.seeds]
     by_reflection = options.method is Method.gepa
     reflection = "reflection by Qwen2.5-Coder-0.5B-Instruct, " if by_reflection else ""
-    lines = [
-        f"# Prompt tuning by {'reflection' if by_reflection else 'demonstrations'}",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/prompt_tuning.py`: "
-        f"SmolLM2-135M-Instruct, the calculator example, {reflection}{options.train} training, "
-        f"{options.validation} validation and {options.held_out} held-out tasks, no weight "
-        "changed. Intervals are 95 %; the difference is paired by task.",
-        "",
-        HEAD,
-        "|---" * HEAD.count(" | ") + "|---|",
-        *(row(seed, report) for seed, report in reports),
-        "",
-        *(line for seed, report in reports for line in system_prompt(seed, report)),
-    ]
-    options.out.write_text("\n".join(lines), encoding="utf-8")
-    print("\n".join(lines))
+    made_by = (
+        "Made by `benchmarks/prompt_tuning.py`: SmolLM2-135M-Instruct, the calculator example, "
+        f"{reflection}{options.train} training, {options.validation} validation and "
+        f"{options.held_out} held-out tasks, no weight changed. Intervals are 95 %; the difference "
+        "is paired by task."
+    )
+    method = "reflection" if by_reflection else "demonstrations"
+    lines = opening(f"Prompt tuning by {method}", made_by, HEAD)
+    lines += [row(seed, report) for seed, report in reports]
+    lines += [line for seed, report in reports for line in system_prompt(seed, report)]
+    write_page(options.out, lines)
 
 
 def measured(options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -97,12 +92,12 @@ def measured(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     stack = LocalStack(StackOptions(data=data, own_kafka=True, trains=False))
     with reflection_model(folder, options.method) as reflection, stack:
         environment = {**environment_of(stack), **reflection}
-        before = evaluate(environment, tasks, folder / "before.json", "none")
+        before = evaluate(environment, tasks, folder / "before.json", AS_SENT)
         by_reflection = options.method is Method.gepa
         verdict = tune(environment, tasks, options, seed, *(GEPA if by_reflection else ()))
-        version = verdict["candidate"] or "none"
+        version = verdict["candidate"] or AS_SENT
         after = evaluate(environment, tasks, folder / "after.json", version)
-        prompt = shown_version(environment, version) if version != "none" else {}
+        prompt = shown_version(environment, version) if version != AS_SENT else {}
     difference = compare_on_tasks(rewards_of(before), rewards_of(after))
     found = {
         "before": before["reward"],
@@ -205,7 +200,7 @@ def row(seed: int, report: dict[str, Any]) -> str:
 def system_prompt(seed: int, report: dict[str, Any]) -> list[str]:
     """The system prompt that a model wrote, if one did."""
     written = report["system"]
-    return [f"The best of seed {seed}:", "", "```text", written, "```", ""] if written else []
+    return ["", f"The best of seed {seed}:", "", "```text", written, "```"] if written else []
 
 
 def shown(estimate: dict[str, Any]) -> str:

@@ -27,7 +27,8 @@ from typing import Any
 import msgspec
 
 from benchmarks.commands import Command, environment_of, fulgurite
-from benchmarks.demo_runs import PROJECT, machine
+from benchmarks.demo_runs import PROJECT
+from benchmarks.pages import machine, write_page
 from fulgurite.cost.prices import parse_prices
 from fulgurite.selection.logged import LoggedEpisode, Weights, earned, logged_episode
 from services.common.kafka.codec import make_codec
@@ -391,9 +392,7 @@ def main() -> None:
         )
     for seed, report in reports:
         lines += _section(seed, report)
-    text = "\n".join([*lines, ""])
-    options.out.write_text(text, encoding="utf-8")
-    print(text)
+    write_page(options.out, lines)
 
 
 if __name__ == "__main__":
