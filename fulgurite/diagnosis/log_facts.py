@@ -209,9 +209,9 @@ class LogFacts:
         for policy in {one.row.policy for one in closing.rows if one.row.policy}:
             rows = [one.row for one in closing.rows if one.row.policy == policy]
             reason = compare(rows, tuple(closing.rewards.values())).teaches_nothing
-            baseline = self._learners.config(policy).baseline or "group"
-            is_lone = reason is FilterReason.no_baseline and baseline != "group"
-            reasons[policy] = None if is_lone else reason
+            is_lone = reason is FilterReason.no_baseline
+            trains = is_lone and self._learners.config(policy).trains_groups_of_one
+            reasons[policy] = None if trains else reason
         return reasons
 
     def _predicted(

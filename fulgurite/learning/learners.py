@@ -27,6 +27,11 @@ class LearnerConfig(msgspec.Struct, frozen=True):
     max_staleness: int | None = None
     baseline: str | None = None
 
+    @property
+    def trains_groups_of_one(self) -> bool:
+        """Whether a reward is compared with those of other groups where its own has no other."""
+        return self.baseline not in (None, "group")
+
 
 class _Drift(msgspec.Struct, frozen=True):
     alarm: DriftBounds = DriftBounds()

@@ -126,7 +126,9 @@ class Outcomes:
             return str(FilterReason.reward_failed)
         if _RULES.masks(score.failure):
             return str(FilterReason.failure_masked)
-        if of_all is not None:
+        config = self._learners.config(expected.policy)
+        is_lone = of_all is FilterReason.no_baseline
+        if of_all is not None and not (is_lone and config.trains_groups_of_one):
             return str(of_all)
         if self._is_oversized(expected):
             return str(FilterReason.oversized)

@@ -31,17 +31,17 @@ class Warnings:
         """Warn of options that cannot work, before anything is started."""
         if options.mode is not Mode.train or options.expert is not None:
             return
-        if options.n == 1:
+        config = learners.config(policy)
+        if options.n == 1 and not config.trains_groups_of_one:
             self._tell(
                 "-n 1: a group of one rollout has no baseline, so nothing is trained "
-                "(no_baseline): use -n 2 or more"
+                "(no_baseline): use -n 2 or more, or set batch.baseline for the learner"
             )
         if not learners.train(policy):
             self._tell(
                 f"no learner has claimed the policy {policy!r} (FULGURITE_POLICY): nothing is "
                 "trained until one is started"
             )
-        config = learners.config(policy)
         if config.groups and options.max_ahead is not None and options.max_ahead < config.groups:
             wait = f" ({config.max_wait_s:g} s)" if config.max_wait_s else ""
             self._tell(

@@ -44,6 +44,7 @@ class Told:
         mode: Mode = Mode.train,
         rewarded: bool = True,
         policy: str = "policy",
+        baseline: str = "group",
         expert: str | None = None,
     ) -> None:
         rewards = {"reward": "builtin:f1"} if rewarded else {}
@@ -58,7 +59,9 @@ class Told:
             expert=expert,
         )
         self.learners = Learners()
-        self.learners.on_update(claim())
+        self.learners.on_update(
+            claim(batch={"groups": 8, "max_row_tokens": 4096, "baseline": baseline})
+        )
         self.board = Scoreboard(rewards, {})
         self.outcomes = Outcomes(self.learners, rewarded=rewarded)
         self.diagnosis = Diagnosis(self.options, policy, self.board, self.outcomes, self.learners)
@@ -171,10 +174,19 @@ def test_a_group_of_no_use_is_explained_with_a_remedy(
     [
         (Told(), (0.0, 1.0)),
         (Told(rewarded=False), ()),
+        (Told(n=1, baseline="batch"), (1.0,)),
+        (Told(n=1, baseline="moving_average"), (1.0,)),
         (Told(mode=Mode.val), (0.0, 0.0)),
         (Told(mode=Mode.val), (1.0, None)),
     ],
-    ids=["signal", "rewards over REST", "val", "val, one failed"],
+    ids=[
+        "signal",
+        "rewards over REST",
+        "one of its batch",
+        "one of many batches",
+        "val",
+        "val, one failed",
+    ],
 )
 def test_a_group_of_use_is_passed_over(told: Told, rewards: tuple[float | None, ...]) -> None:
     told.group(1, rewards)

@@ -11,10 +11,12 @@ import pytest
 from fulgurite.enums import FilterReason, LedgerTerm, Mode, UpdateKind
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import LedgerEntry, PolicyUpdate
+from fulgurite.learning.learners import Learners
 from services.common.kafka.settings import KafkaSettings
 from services.runner.options import RunOptions
 from services.runner.progress import JsonWatcher
 from services.runner.run import Run
+from services.runner.run_warnings import Warnings
 from services.runner.settings import RunnerSettings
 from tests.synthetic import group_id, make_call, make_status, rollout_id
 
@@ -28,6 +30,21 @@ def made(
         RunnerSettings(policy=policy),
         KafkaSettings(),
         JsonWatcher(say),
+    )
+
+
+def claim(config: str) -> PolicyUpdate:
+    """Of the learner of `writer`."""
+    return PolicyUpdate(
+        event_id="claim",
+        event_time=1,
+        policy="writer",
+        kind=UpdateKind.claim,
+        epoch=1,
+        step=0,
+        learner_id="l",
+        trained_actions=0,
+        config=config,
     )
 
 
@@ -66,19 +83,7 @@ def test_a_batch_and_a_half_may_wait_for_the_learner(
     given: int | None, mode: Mode, expert: str | None, ahead: int | None
 ) -> None:
     run = made(max_ahead=given, mode=mode, expert=expert)
-    run.on_event(
-        PolicyUpdate(
-            event_id="claim",
-            event_time=1,
-            policy="writer",
-            kind=UpdateKind.claim,
-            epoch=1,
-            step=0,
-            learner_id="l",
-            trained_actions=0,
-            config='{"batch": {"groups": 10}}',
-        )
-    )
+    run.on_event(claim('{"batch": {"groups": 10}}'))
     assert run.pace.max_ahead == ahead
 
 
@@ -121,3 +126,18 @@ def test_a_run_that_is_stopped_tells_what_it_waited_for() -> None:
     run.began -= 60
     [warning] = run.summary(interrupted=True).warnings
     assert "1 rollouts have ended and have no episode yet: is the aggregator running?" in warning
+
+
+@pytest.mark.parametrize(
+    ("n", "baseline", "warned"),
+    [(1, "group", True), (2, "group", False), (1, "batch", False), (1, "moving_average", False)],
+)
+def test_groups_of_one_are_warned_of_where_nothing_is_compared_with_them(
+    n: int, baseline: str, warned: bool
+) -> None:
+    said: list[str] = []
+    learners = Learners()
+    learners.on_update(claim(f'{{"batch": {{"baseline": "{baseline}"}}}}'))
+    run = made(n=n)
+    Warnings(said.append).of_options(run.options, "writer", learners)
+    assert [line.partition(":")[0] for line in said] == ["-n 1"] * warned
