@@ -90,7 +90,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 def read_tasks(path: Path) -> list[Task]:
     """Read JSON objects, one per line. Raises BadTasks."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`: a JSON string may hold U+2028 and other ends of lines as they are.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadTasks(f"the tasks file {path} cannot be read: {error}") from error
     tasks: list[Task] = []

@@ -117,7 +117,13 @@ def test_a_task_is_added_once(tmp_path: Path) -> None:
     assert not append(path, {"reference": "2", "question": "1+1"})
     path.write_text(path.read_text().rstrip("\n"))
     assert append(path, {"question": "2+2"})
-    assert tasks_of(path) == [{"question": "1+1", "reference": "2"}, {"question": "2+2"}]
+    assert append(path, {"question": "a\u2028b"})
+    assert not append(path, {"question": "a\u2028b"})
+    assert tasks_of(path) == [
+        {"question": "1+1", "reference": "2"},
+        {"question": "2+2"},
+        {"question": "a\u2028b"},
+    ]
     path.write_text("no task\n")
     with pytest.raises(BadArgument, match="line 1: not JSON"):
         append(path, {"question": "3+3"})

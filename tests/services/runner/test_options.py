@@ -37,6 +37,16 @@ def test_tasks_are_json_objects_a_line(tmp_path: Path) -> None:
     assert read_tasks(path) == [{"a": 1}, {"b": "ü"}]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte-order mark"])
+def test_a_line_ends_where_json_says(tmp_path: Path, mark: str, end: str) -> None:
+    tasks = [{"a": f"one{character}two"} for character in "\u2028\u2029\x85"]
+    path = tmp_path / "tasks.jsonl"
+    text = mark + end.join(json.dumps(task, ensure_ascii=False) for task in tasks)
+    path.write_bytes(text.encode())
+    assert read_tasks(path) == tasks
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("", "no task"), ("{}\n[1]\n", "line 2"), ("{\n", "line 1"), ("\xff", "line 1")],
