@@ -54,6 +54,8 @@ async def _run_worker(
     environment = {
         **without_keys(os.environ, frozenset({"FULGURITE_API_KEYS"})),
         "FULGURITE_GATEWAY_URL": settings.gateway_url,
+        # The port of this environment's own service: several workers could not share it.
+        "FULGURITE_METRICS_PORT": "0",
     }
     with path.open("ab") as log:
         result = await fork_server.run(
