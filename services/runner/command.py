@@ -8,7 +8,8 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -18,7 +19,7 @@ import typer
 from fulgurite.enums import Mode
 from fulgurite.errors import UnknownRule
 from fulgurite.groups import credit
-from fulgurite.versions import MalformedVersion, parse_version
+from fulgurite.versions import MalformedVersion, Version, parse_version
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
@@ -41,7 +42,7 @@ from services.runner.options import (
 from services.runner.progress import JsonWatcher, TerminalWatcher
 from services.runner.run import Run, Watcher
 from services.runner.settings import RunnerSettings
-from services.runner.summary import INTERRUPTED, Summary
+from services.runner.summary import BROKEN, INTERRUPTED, Summary
 
 Concurrency = Annotated[int, typer.Option(min=1, help="Agent processes that run at once.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many tasks.")]
@@ -182,7 +183,7 @@ def run(
         typer.Option(
             min=1,
             help="Groups that may wait for the learner, at least its batch size. Without it, a "
-            "batch and a half in mode `train`; no limit in `val` and with --expert.",
+            "batch and a half; in mode `val` and with --expert, where none waits, it is refused.",
         ),
     ] = None,
     updates: Annotated[
@@ -221,7 +222,8 @@ def run(
 
     Exits 0 if the run gave a training signal (`val`: a measurement), 3 if it gave none or gave up,
     1 if it cannot continue, 2 if an option is invalid, 130 if it was stopped. The first Ctrl-C
-    stops the agents, prints the summary and writes --results; a second one ends the run at once.
+    stops the agents, prints the summary and writes --results; a second one ends the run at once. A
+    run that cannot continue prints and writes what it has, too.
 
     Example: `fulgurite run --tasks train.jsonl --reward rewards.py:score -- python agent.py`
     """
@@ -239,6 +241,13 @@ def run(
             credit.credit_rule(credit_rule)
     except UnknownRule as error:
         raise typer.BadParameter(str(error), param_hint="--credit-rule") from error
+    if mode is Mode.val or expert is not None:
+        _refuse_without_learner(
+            "--mode val" if mode is Mode.val else "--expert",
+            {"--max-ahead": max_ahead, "--updates": updates, "--until-version": until_version},
+        )
+    if results is not None:
+        _check_writable(results)
     try:
         options = RunOptions(
             tasks=tasks,
@@ -262,7 +271,7 @@ def run(
             max_ahead=max_ahead,
             updates=updates,
             give_up_after=give_up_after,
-            until_version=parse_version(until_version) if until_version else None,
+            until_version=_read_goal(until_version) if until_version else None,
             preload=tuple(preload or ()),
             pass_environment=tuple(env or ()),
             seed=seed,
@@ -280,6 +289,42 @@ def _read(
         return reader(given)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _refuse_without_learner(cause: str, given: Mapping[str, object]) -> None:
+    """Refuse options that wait for a learner, where none trains. Raises BadParameter."""
+    for option, value in given.items():
+        if value is not None:
+            raise typer.BadParameter(
+                f"it waits for the learner, which trains nothing with {cause}: leave it out",
+                param_hint=option,
+            )
+
+
+def _read_goal(text: str) -> Version:
+    """The version to wait for. Raises MalformedVersion, BadParameter."""
+    goal, policy = parse_version(text), RunnerSettings().policy
+    if goal.policy != policy:
+        raise typer.BadParameter(
+            f"{text} is of the policy {goal.policy!r}, and this run counts versions of {policy!r} "
+            f"(FULGURITE_POLICY): set FULGURITE_POLICY={goal.policy}",
+            param_hint="--until-version",
+        )
+    return goal
+
+
+def _check_writable(results: Path) -> None:
+    """Make the folder of a file that is written at the end. Raises BadParameter."""
+    try:
+        results.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{results.parent} cannot be made: {error.strerror}", param_hint="--results"
+        ) from error
+    if results.is_dir():
+        raise typer.BadParameter(f"{results} is a folder: name a file", param_hint="--results")
+    if not os.access(results if results.exists() else results.parent, os.W_OK):
+        raise typer.BadParameter(f"{results} cannot be written", param_hint="--results")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -300,11 +345,13 @@ def run_command(
     settings: RunnerSettings | None = None,
     kafka: KafkaSettings | None = None,
     jobs: JobQueue | None = None,
+    on_break: Callable[[Summary], None] | None = None,
 ) -> Summary:
     """Run to the end and return the summary. Raises RunnerError, ProcessError,
     LogUnavailable.
 
-    `jobs`: run these groups, and not the tasks of the file.
+    `jobs`: run these groups, and not the tasks of the file. `on_break` is given what a run has of
+    its groups, before the error is raised that it cannot continue after.
 
     SIGINT and SIGTERM end all processes of the run and raise Interrupted; a second signal ends this
     process at once.
@@ -323,6 +370,7 @@ def run_command(
                     jobs,
                 ),
                 numbers,
+                on_break,
             )
         )
     finally:
@@ -349,7 +397,9 @@ def from_environment() -> KafkaSettings:
     return answering(KafkaSettings())
 
 
-async def _stoppable(run: Run, numbers: Sequence[signal.Signals]) -> Summary:
+async def _stoppable(
+    run: Run, numbers: Sequence[signal.Signals], on_break: Callable[[Summary], None] | None
+) -> Summary:
     task = asyncio.current_task()
     assert task is not None
     stopped: list[int] = []
@@ -369,41 +419,45 @@ async def _stoppable(run: Run, numbers: Sequence[signal.Signals]) -> Summary:
         if stopped:
             raise Interrupted(run.summary(interrupted=True)) from None
         raise
+    except (RunnerError, ProcessError, LogUnavailable) as error:
+        if on_break is not None and run.groups:
+            on_break(run.summary(error=str(error)))
+        raise
 
 
 def _run_and_print(options: RunOptions, as_json: bool, results: Path | None) -> int:
     try:
-        summary = _run_json(options) if as_json else _run_shown(options)
+        return _run_json(options, results) if as_json else _run_shown(options, results)
     except (RunnerError, ProcessError, LogUnavailable) as error:
         if as_json:
             print(json.dumps({"event": "error", "error": str(error)}), flush=True)  # noqa: T201
         make_console(stderr=True).print(f"fulgurite run: {error}", style="red", markup=False)
-        return 1
-    if results is not None:
-        results.parent.mkdir(parents=True, exist_ok=True)
-        results.write_bytes(msgspec.json.format(msgspec.json.encode(summary)))
+        return BROKEN
+
+
+def _run_json(options: RunOptions, results: Path | None) -> int:
+    writer = JsonWatcher(lambda line: print(line, flush=True))  # noqa: T201  lines are this mode's product
+    return _run(options, writer, partial(_finish, writer, results))
+
+
+def _run_shown(options: RunOptions, results: Path | None) -> int:
+    with TerminalWatcher(make_console(stderr=True, soft_wrap=False), "run") as shown:
+        return _run(options, shown, partial(_finish, shown, results))
+
+
+def _run(options: RunOptions, watcher: Watcher, finish: Callable[[Summary], None]) -> int:
+    try:
+        summary = run_command(options, watcher, on_break=finish)
+    except Interrupted as stopped:
+        summary = stopped.summary
+    finish(summary)
     return summary.exit_code
 
 
-def _run_json(options: RunOptions) -> Summary:
-    writer = JsonWatcher(lambda line: print(line, flush=True))  # noqa: T201  lines are this mode's product
-    summary = _run(options, writer)
-    writer.finish(summary)
-    return summary
-
-
-def _run_shown(options: RunOptions) -> Summary:
-    with TerminalWatcher(make_console(stderr=True, soft_wrap=False), "run") as shown:
-        summary = _run(options, shown)
-    shown.finish(summary)
-    return summary
-
-
-def _run(options: RunOptions, watcher: Watcher) -> Summary:
-    try:
-        return run_command(options, watcher)
-    except Interrupted as stopped:
-        return stopped.summary
+def _finish(watcher: JsonWatcher | TerminalWatcher, results: Path | None, summary: Summary) -> None:
+    watcher.finish(summary)
+    if results is not None:
+        results.write_bytes(msgspec.json.format(msgspec.json.encode(summary)))
 
 
 def main() -> None:

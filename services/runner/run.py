@@ -488,11 +488,11 @@ class Run:
             ]
         )
 
-    def summary(self, *, interrupted: bool = False) -> Summary:
-        """Return the result so far."""
+    def summary(self, *, interrupted: bool = False, error: str | None = None) -> Summary:
+        """Return the result so far. `error`: why the run cannot continue."""
         return Summary(
             actions=dict(self.diagnosis.actions()) if self.options.mode is Mode.train else {},
-            problem=None if interrupted else self._problem(),
+            problem=None if interrupted or error is not None else self._problem(),
             interrupted=interrupted,
             warnings=self._what_is_wrong(),
             run_id=self.options.run_id,
@@ -508,6 +508,7 @@ class Run:
             first_rollout_to_last_update_s=self._updated_at[-1] if self._updated_at else None,
             updated_at_s=self._updated_at,
             rollouts=self.board.rows(),
+            error=error,
         )
 
 

@@ -9,6 +9,8 @@ import msgspec
 from fulgurite.learning.intervals import Estimate
 from services.runner.scoreboard import CurvePoint
 
+BROKEN = 1
+"""Exit code of a run that could not continue."""
 USELESS = 3
 """Exit code of a run that gave no training signal (`val`: no measurement)."""
 INTERRUPTED = 130
@@ -43,10 +45,14 @@ class Summary(msgspec.Struct, frozen=True):
     updated_at_s: list[float]
     """Seconds from the first rollout to each update."""
     rollouts: list[dict[str, Any]]
+    error: str | None = None
+    """Why it could not continue; None if it could."""
 
     @property
     def exit_code(self) -> int:
         """Exit code of the command."""
         if self.interrupted:
             return INTERRUPTED
+        if self.error is not None:
+            return BROKEN
         return USELESS if self.problem else 0
