@@ -46,6 +46,7 @@ from services.common.streaming.episode_readers import (
     episodes_consumer,
     parse_with_traffic,
     serve,
+    subscribe,
 )
 from services.common.streaming.poison import failure_of
 from services.judge.groups import Waiting, WaitingRoom
@@ -80,12 +81,15 @@ class Judge:
         run_id: str | None,
         kafka: KafkaSettings,
         settings: JudgeSettings,
+        since_ms: int | None = None,
     ) -> None:
+        """`since_ms`: begin at episodes of this time (Unix milliseconds), not at the first."""
         self._judge = judge
         self._model = model
         self._run_id = run_id
         self._kafka = kafka
         self._settings = settings
+        self._since_ms = since_ms
         self._codec = make_codec()
         self._producer = EventProducer(kafka, self._codec, "fulgurite-judge")
         self._room = WaitingRoom(settings.live_wait_s if judge.is_live else None)
@@ -109,7 +113,7 @@ class Judge:
         consumer = episodes_consumer(
             self._kafka, self._group_id(), self._settings.session_timeout_s
         )
-        consumer.subscribe([self._kafka.topic(EPISODES)], on_revoke=self._left, on_lost=self._left)
+        subscribe(consumer, self._kafka, self._since_ms, on_revoke=self._left, on_lost=self._left)
         watch_lag(consumer, self._kafka)
         logger.info("ready", judge=self._judge.source, run_id=self._run_id)
         try:
@@ -380,7 +384,7 @@ async def run(arguments: Sequence[str]) -> int:
             live=chosen.live,
         )
         check_topics(kafka)
-        return Judge(judge, model, chosen.run_id, kafka, settings)
+        return Judge(judge, model, chosen.run_id, kafka, settings, chosen.since_ms)
 
     return await serve("judge", make)
 

@@ -42,6 +42,7 @@ from services.common.streaming.episode_readers import (
     episodes_consumer,
     parse_with_traffic,
     serve,
+    subscribe,
 )
 from services.common.streaming.poison import failure_of
 from services.rewards.plugins import RewardPlugin
@@ -63,11 +64,14 @@ class RewardWorker:
         run_id: str | None,
         kafka: KafkaSettings,
         settings: RewardWorkerSettings,
+        since_ms: int | None = None,
     ) -> None:
+        """`since_ms`: begin at episodes of this time (Unix milliseconds), not at the first."""
         self._plugin = plugin
         self._run_id = run_id
         self._kafka = kafka
         self._settings = settings
+        self._since_ms = since_ms
         self._codec = make_codec()
         self._producer = EventProducer(kafka, self._codec, "fulgurite-reward-worker")
         self._sandbox = plugin.sandbox(settings.limits())
@@ -85,7 +89,7 @@ class RewardWorker:
         consumer = episodes_consumer(
             self._kafka, self._group_id(), self._settings.session_timeout_s
         )
-        consumer.subscribe([self._kafka.topic(EPISODES)])
+        subscribe(consumer, self._kafka, self._since_ms)
         watch_lag(consumer, self._kafka)
         logger.info("ready", reward=self._plugin.source, run_id=self._run_id)
         try:
@@ -205,7 +209,7 @@ async def run(arguments: Sequence[str]) -> int:
             chosen.reward, chosen.name, settings.load_timeout_s, fallback=chosen.live
         )
         check_topics(kafka)
-        return RewardWorker(plugin, chosen.run_id, kafka, settings)
+        return RewardWorker(plugin, chosen.run_id, kafka, settings, chosen.since_ms)
 
     return await serve("reward-worker", make)
 

@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 from services.common.processes.fork_server import ForkServer, Program
+from services.common.runtime.clock import now_ms
 from services.common.runtime.process_secrets import without_keys
 from services.runner.errors import RunnerError, first_error
 from services.runner.options import JUDGE, RunOptions
 from services.runner.settings import RunnerSettings
+
+_CLOCK_MARGIN_MS = 10 * 60 * 1000
+"""Workers read `episodes` from so long before the start of the run on: clocks may disagree."""
 
 
 async def run_reward_workers(
@@ -19,12 +23,16 @@ async def run_reward_workers(
 ) -> None:
     """Run a reward worker for each function and a judge for each model, until cancelled.
 
-    Raises RunnerError if one of them ends.
+    They read no episode that was written long before this call. Raises RunnerError if one of them
+    ends.
     """
+    since_ms = now_ms() - _CLOCK_MARGIN_MS
     try:
         async with asyncio.TaskGroup() as workers:
             for name, reference in options.rewards.items():
-                workers.create_task(_run_worker(fork_server, options, settings, name, reference))
+                workers.create_task(
+                    _run_worker(fork_server, options, settings, name, reference, since_ms)
+                )
     except BaseExceptionGroup as errors:
         raise first_error(errors) from errors
 
@@ -35,6 +43,7 @@ async def _run_worker(
     settings: RunnerSettings,
     name: str,
     reference: str,
+    since_ms: int,
 ) -> None:
     folder = settings.data_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +58,8 @@ async def _run_worker(
         name,
         "--run-id",
         options.run_id,
+        "--since-ms",
+        str(since_ms),
     )
     # A function may call a model through the gateway, but gets no key to declare rollouts.
     environment = {

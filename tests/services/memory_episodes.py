@@ -25,12 +25,14 @@ class MemoryEpisodes:
 
     def __init__(self) -> None:
         self.records: dict[int, list[bytes]] = {}
+        self.times: dict[int, list[int]] = {}
         self.committed: dict[int, int] = {}
 
-    def append(self, partition: int, *events: Event | bytes) -> None:
-        """To the end of a partition."""
+    def append(self, partition: int, *events: Event | bytes, at: int = 0) -> None:
+        """To the end of a partition, with the record time `at` (Unix milliseconds)."""
         values = [event if isinstance(event, bytes) else CODEC.encode(event) for event in events]
         self.records.setdefault(partition, []).extend(values)
+        self.times.setdefault(partition, []).extend(at for _ in values)
 
     def message(self, partition: int, offset: int) -> Message:
         """As a client gives it."""
@@ -40,7 +42,7 @@ class MemoryEpisodes:
             offset=offset,
             key=b"",
             value=self.records[partition][offset],
-            timestamp=(1, 0),
+            timestamp=(1, self.times[partition][offset]),
         )
 
     def read(self, partition: int) -> Iterator[Record]:
@@ -61,6 +63,7 @@ class MemoryConsumer(Consumer):
         self._given: tuple[int, ...] | None = None
         self._positions: dict[int, int] = {}
         self._paused: set[int] = set()
+        self._on_assign: Callable[[Consumer, list[TopicPartition]], None] | None = None
         self._on_revoke: Callable[[Consumer, list[TopicPartition]], None] | None = None
 
     def give(self, *partitions: int) -> None:
@@ -73,6 +76,7 @@ class MemoryConsumer(Consumer):
         return bool(self._paused)
 
     def subscribe(self, topics: list[str], **listeners: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._on_assign = listeners.get("on_assign")
         self._on_revoke = listeners["on_revoke"]
 
     def memberid(self) -> str:
@@ -89,6 +93,24 @@ class MemoryConsumer(Consumer):
 
     def get_watermark_offsets(self, partition: TopicPartition, **_asked: Any) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return 0, len(self._log.records.get(partition.partition, ()))
+
+    def committed(self, partitions: list[TopicPartition], **_asked: Any) -> list[TopicPartition]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return [
+            TopicPartition(_NAME, place.partition, self._log.committed.get(place.partition, -1001))
+            for place in partitions
+        ]
+
+    def offsets_for_times(self, partitions: list[TopicPartition], **_: Any) -> list[TopicPartition]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        found: list[TopicPartition] = []
+        for place in partitions:
+            times = self._log.times.get(place.partition, [])
+            first = next((n for n, time in enumerate(times) if time >= place.offset), -1)
+            found.append(TopicPartition(_NAME, place.partition, first))
+        return found
+
+    def assign(self, partitions: list[TopicPartition]) -> None:
+        assert all(place.offset >= 0 for place in partitions), "no place that is looked up later"
+        self._positions = {place.partition: place.offset for place in partitions}
 
     def poll(self, timeout: float = -1) -> Message | None:
         if self._given is not None:
@@ -117,3 +139,5 @@ class MemoryConsumer(Consumer):
         self._positions = {
             partition: self._log.committed.get(partition, 0) for partition in partitions
         }
+        if self._on_assign is not None:
+            self._on_assign(self, self.assignment())
