@@ -7,9 +7,10 @@ The memory it may take is counted beyond what importing it took, as address spac
 what asks for more gets a MemoryError, and its process is ended with all that it kept. Async
 functions have an event loop for the life of their process, so that a client made at import keeps
 its connections. A process leads a process group: what the function started ends with it, unless it
-left the group (`setsid`). Rewards cross between processes as msgpack of plain types, so that
-nothing a function returns is run here. This bounds accidents; it keeps no secrets from a function
-and stops no malice.
+left the group (`setsid`). If the process that made the sandbox is killed, the function's processes
+end too (on Linux), but not what they started. Rewards cross between processes as msgpack of plain
+types, so that nothing a function returns is run here. This bounds accidents; it keeps no secrets
+from a function and stops no malice.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import inspect
 import os
 import resource
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -31,6 +33,7 @@ from pebble import ProcessExpired, ProcessPool
 from fulgurite.episodes.view import EpisodeView
 from fulgurite.events import Episode
 from services.common.processes.groups import signal_group
+from services.common.processes.parent_death import end_with_parent
 from services.common.runtime.error_text import clean, text_of
 from services.rewards.errors import (
     OutOfMemory,
@@ -69,6 +72,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 _OUT_OF_MEMORY = 77
 """Exit code of a process that reached its limit: it may have no memory left to say so otherwise."""
 _SAFE_PATH = "PYTHONSAFEPATH"
+_PRELOAD = "services.rewards.fork_server_preload"
+_starter = ThreadPoolExecutor(1, "fork-server-starter")
+"""Starts the fork server, which ends with the thread that started it: this one lives as long as the
+process does.
+"""
 
 
 class Sandbox:
@@ -206,6 +214,8 @@ class _Context(ForkServerContext):
         self._started: list[_Process] = []
 
     def Process(self, *args: Any, **given: Any) -> ForkServerProcess:  # pyright: ignore[reportIncompatibleVariableOverride] - a class there
+        # Starts the fork server again if it has ended, before a thread of the pool would.
+        _starter.submit(forkserver.ensure_running).result()
         self._started = [process for process in self._started if process.is_alive()]
         self._started.append(_Process(*args, **given))
         return self._started[-1]
@@ -220,13 +230,13 @@ class _Context(ForkServerContext):
 def _processes() -> _Context:
     """Forks of a process without threads: cheap, and they inherit no broker connection."""
     context = _Context()
-    context.set_forkserver_preload(["__main__", __name__])
+    context.set_forkserver_preload([_PRELOAD, "__main__", __name__])
     before = os.environ.get(_SAFE_PATH)
     # It would look for our modules in the working directory first, where a project may have a
     # package of the same name.
     os.environ[_SAFE_PATH] = "1"
     try:
-        forkserver.ensure_running()
+        _starter.submit(forkserver.ensure_running).result()
     finally:
         _restore(before)
     return context
@@ -255,7 +265,7 @@ _children: list[_Child] = []
 def _refused(reference: str, safe_path: str | None) -> str | None:
     """Why it cannot be loaded."""
     _restore(safe_path)
-    os.setsid()
+    _lead_group()
     try:
         load(reference)
     except PluginError as error:
@@ -263,9 +273,18 @@ def _refused(reference: str, safe_path: str | None) -> str | None:
     return None
 
 
+def _lead_group() -> None:
+    """Lead a process group, which the worker's end does not reach; end with the worker all the
+    same.
+    """
+    # First: until then, who kills the worker's process group kills this process with it.
+    end_with_parent()
+    os.setsid()
+
+
 def _prepare(reference: str, safe_path: str | None, name: str, limits: Limits) -> None:
     _restore(safe_path)
-    os.setsid()
+    _lead_group()
     # Ends the process, as nothing else would: no episode is being scored yet, whose time
     # could be up.
     signal.setitimer(signal.ITIMER_REAL, limits.load_timeout_s)

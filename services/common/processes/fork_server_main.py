@@ -29,17 +29,23 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1
 _FDS_PER_JOB = 3
 _FDS_PER_READ = 16
 _NOT_EXECUTABLE = 127
 
 Job = dict[str, Any]
 
-# Not imported: an agent may have modules of the names `groups` and `services`.
-signal_group: Callable[[int, int], bool] = runpy.run_path(
-    os.path.join(os.path.dirname(__file__), "groups.py")  # noqa: PTH118, PTH120
-)["signal_group"]
+
+def _load(file: str, function: str) -> Callable[..., Any]:
+    """A function of a file beside this one.
+
+    Not imported: an agent may have modules of the names `groups` and `services`.
+    """
+    return runpy.run_path(os.path.join(os.path.dirname(__file__), file))[function]  # noqa: PTH118, PTH120
+
+
+signal_group: Callable[[int, int], bool] = _load("groups.py", "signal_group")
+end_with_parent: Callable[[int], None] = _load("parent_death.py", "end_with_parent")
 
 
 class Channel:
@@ -75,7 +81,6 @@ class ForkServerMain:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._pids: dict[str, int] = {}
-        self._prctl = _load_prctl()
         self._wake, self._waker = socket.socketpair()
         self._wake.setblocking(False)
         self._waker.setblocking(False)
@@ -130,10 +135,7 @@ class ForkServerMain:
     def _become(self, job: Job, server: int) -> None:
         """In the fork: leave nothing of the server but its modules."""
         os.setsid()
-        if self._prctl is not None:
-            self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != server:
-                os._exit(_NOT_EXECUTABLE)
+        end_with_parent(server)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -168,14 +170,6 @@ def _signal_job(pid: int, number: int) -> None:
     if not signal_group(pid, number):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-
-
-def _load_prctl() -> Any:
-    if sys.platform != "linux":
-        return None
-    import ctypes  # only here: an optional part of Python
-
-    return ctypes.CDLL(None, use_errno=True).prctl
 
 
 def import_modules(names: list[str]) -> str | None:
