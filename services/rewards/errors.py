@@ -3,7 +3,8 @@
 Exception
 ├── ValueError
 │   └── PluginError     a function cannot be loaded
-└── RewardFailed    a function gave no usable value for an episode
+└── RewardFailed    a function gave no usable value
+    ├── ReturnedNoJson  it returned a value that JSON does not have
     ├── TookTooLong     it exceeded its time limit
     ├── OutOfMemory     it exceeded its memory limit
     └── ProcessEnded    its process ended
@@ -17,7 +18,11 @@ class PluginError(ValueError):
 
 
 class RewardFailed(Exception):
-    """The reward function gave no usable value for an episode."""
+    """The function gave no usable value for an episode or a call."""
+
+
+class ReturnedNoJson(RewardFailed):
+    """The function returned a value that JSON does not have; the text is the value and its type."""
 
 
 class TookTooLong(RewardFailed):

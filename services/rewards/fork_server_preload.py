@@ -1,6 +1,6 @@
 """Ends the fork server of `multiprocessing` with the process that started it.
 
-`services.rewards.sandbox` lets the fork server import this module. By itself it would end only
+`services.rewards.processes` lets the fork server import this module. By itself it would end only
 when its last fork does, because its forks hold the pipe that tells it that nobody is left.
 """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 _NAME = __name__.partition(".")[0]
-_KEPT = "services.rewards.sandbox"
+_KEPT = "services.rewards.child"
 """Stays importable: the parent process calls functions of it by name."""
 
 

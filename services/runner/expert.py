@@ -2,14 +2,13 @@
 
 The episodes of a warm start come from agents that nobody changed, too. Between them and the gateway
 stands a server that asks the expert, a function of the task and the messages so far, what the model
-shall answer. It puts that into the chat (`fulgurite_dictate`), and the model answers so, in its own
-tokens. Requests of other APIs, and those that the expert leaves to the model, pass as they are.
+shall answer. The server puts that into the chat (`fulgurite_dictate`), and the model answers so, in
+its own tokens. Requests of other APIs, and those that the expert leaves to the model, pass as they
+are. The expert runs in processes of its own, as reward functions do.
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -18,9 +17,9 @@ from typing import Any, NamedTuple, Self, cast
 import aiohttp
 from aiohttp import web
 
-from services.common.runtime.error_text import text_of
 from services.common.runtime.gateway_fields import DICTATE
-from services.rewards.functions import load
+from services.rewards.errors import ReturnedNoJson, RewardFailed
+from services.rewards.sandbox import Limits, Sandbox
 from services.runner.errors import ExpertFailed
 from services.runner.gateway_client import Grant
 from services.runner.options import Task
@@ -28,6 +27,9 @@ from services.runner.options import Task
 _HOST = "127.0.0.1"
 _CHATS = "chat/completions"
 _LARGEST_BODY = 64 * 2**20
+_MOST_PROCESSES = 8
+_SHUTDOWN_S = 1.0
+"""For requests that still run at the end, whose agents have ended: a call may take minutes."""
 _OF_CONNECTIONS = ("host", "content-length", "transfer-encoding", "connection")
 
 
@@ -39,11 +41,21 @@ class _Rollout(NamedTuple):
 class Expert:
     """The server; use it as an async context manager."""
 
-    def __init__(self, reference: str, on_failure: Callable[[str], None]) -> None:
-        """`reference`: FILE.py:FUNCTION. `on_failure` is told why the expert failed. Raises
-        PluginError.
+    def __init__(
+        self,
+        reference: str,
+        on_failure: Callable[[str], None],
+        *,
+        concurrency: int,
+        timeout_s: float,
+    ) -> None:
+        """`reference`: FILE.py:FUNCTION, which can be loaded. `on_failure` is told why the expert
+        failed. It answers `concurrency` calls at once, 8 at most, each within `timeout_s` seconds.
         """
-        self._answer = cast("Callable[..., Any]", load(reference))
+        limits = Limits(
+            processes=min(concurrency, _MOST_PROCESSES), timeout_s=timeout_s, memory_mb=0
+        )
+        self._sandbox = Sandbox(reference, "expert", limits)
         self._on_failure = on_failure
         self._rollouts: dict[str, _Rollout] = {}
 
@@ -53,7 +65,7 @@ class Expert:
         )
         app = web.Application(client_max_size=_LARGEST_BODY)
         app.router.add_route("*", "/{rollout}/v1/{path:.*}", self._serve)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         await self._runner.setup()
         site = web.TCPSite(self._runner, _HOST, 0)
         await site.start()
@@ -66,8 +78,11 @@ class Expert:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._runner.cleanup()
-        await self._session.close()
+        try:
+            await self._runner.cleanup()
+            await self._session.close()
+        finally:
+            self._sandbox.close()
 
     def base_url(self, grant: Grant, task: Task) -> str:
         """For OPENAI_BASE_URL of the rollout's agent."""
@@ -111,11 +126,11 @@ class Expert:
             # The gateway says what is wrong with it.
             return raw
         try:
-            given = await asyncio.to_thread(self._answer, task, messages)
-            if inspect.isawaitable(given):
-                given = await given
-        except (Exception, SystemExit) as error:
-            raise ExpertFailed(f"the expert failed: {text_of(error)}") from error
+            given = await self._sandbox.call(task, messages)
+        except ReturnedNoJson as error:
+            raise _no_answer(str(error)) from error
+        except RewardFailed as error:
+            raise ExpertFailed(f"the expert failed: {error}") from error
         if given is None:
             return raw
         return json.dumps({**body, DICTATE: message_of(given)}).encode()
@@ -128,16 +143,20 @@ def message_of(given: object) -> dict[str, Any]:
     if isinstance(given, str):
         return {"role": "assistant", "content": given}
     if not isinstance(given, dict):
-        raise ExpertFailed(
-            f"the expert returned {given!r} ({type(given).__name__}): expected a text, a message "
-            "with `content` or `tool_calls`, or None to let the model answer"
-        )
+        raise _no_answer(f"{given!r} ({type(given).__name__})")
     message = cast("dict[str, Any]", given)
     turn: dict[str, Any] = {"role": "assistant", "content": message.get("content")}
     calls: list[dict[str, Any]] = message.get("tool_calls") or []
     if calls:
         turn["tool_calls"] = [_call(call, place) for place, call in enumerate(calls)]
     return turn
+
+
+def _no_answer(returned: str) -> ExpertFailed:
+    return ExpertFailed(
+        f"the expert returned {returned}: expected a text, a message with `content` or "
+        "`tool_calls`, or None to let the model answer"
+    )
 
 
 def _call(call: Mapping[str, Any], place: int) -> dict[str, Any]:

@@ -196,7 +196,12 @@ class Run:
             )
             expert = (
                 await stack.enter_async_context(
-                    Expert(self.options.expert, self._watcher.on_warning)
+                    Expert(
+                        self.options.expert,
+                        self._watcher.on_warning,
+                        concurrency=self.options.concurrency,
+                        timeout_s=self.options.deadline_s,
+                    )
                 )
                 if self.options.expert is not None
                 else None
