@@ -27,6 +27,7 @@ from services.common.kafka.codec import make_codec
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.common.policies.route_targets import parse_targets
+from services.common.runtime.extras import how_to_install
 from services.common.runtime.terminal import make_console, plain
 from services.replay.archive import open_source
 from services.replay.errors import BadArgument
@@ -116,7 +117,7 @@ def _load_selector() -> Callable[[Sequence[str]], Coroutine[Any, Any, int]]:
     except ModuleNotFoundError as error:
         raise BadArgument(
             f"the selector needs {error.name!r}, which is not installed: "
-            'pip install "fulgurite[cli,selector]"'
+            + how_to_install("cli", "selector")
         ) from error
     return run
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from services.cli.errors import report_errors
 from services.cli.output import print_json, print_table
 from services.common.runtime.escaping import escaped
+from services.common.runtime.extras import how_to_install
 from services.common.runtime.terminal import make_console, plain
 from services.console.index.answers import Answer
 from services.console.index.errors import BadQuery, IndexFailed
@@ -91,7 +92,7 @@ def _index_archive(folder: Path) -> Path:
     try:
         from services.cli.sql_archive import index_archive
     except ModuleNotFoundError as error:
-        raise OSError(f"{error}: pip install 'fulgurite[archive,console]'") from error
+        raise OSError(f"{error}: {how_to_install('archive', 'console')}") from error
     return index_archive(folder)
 
 

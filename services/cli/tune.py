@@ -32,6 +32,7 @@ from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.common.processes.errors import ProcessError
 from services.common.runtime import logs
+from services.common.runtime.extras import how_to_install
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.replay.errors import BadArgument
 from services.replay.windows import parse_window
@@ -263,7 +264,8 @@ def tune(
                 search = _search_of(plan, log, recorded, reflection_model, table, report)
             except ModuleNotFoundError as error:
                 raise BadArgument(
-                    f"the package {error.name} is missing: install `fulgurite[tuner]`"
+                    f"the tuner needs {error.name!r}, which is not installed: "
+                    + how_to_install("tuner")
                 ) from error
             verdict = _run(plan, log, options, kafka, recorded, table, report, search)
         report.finish(verdict, log.state)

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from services.common.runtime.extras import how_to_install
 from services.replay.errors import BadArchive, BadArgument
 
 _ROWS = 512
@@ -22,7 +23,7 @@ def arrow() -> Any:
     try:
         return import_module("pyarrow")
     except ImportError as error:
-        raise BadArgument("Parquet needs pyarrow: pip install 'fulgurite[archive]'") from error
+        raise BadArgument(f"Parquet needs pyarrow: {how_to_install('archive')}") from error
 
 
 class ParquetFolder:

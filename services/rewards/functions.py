@@ -24,6 +24,7 @@ from fulgurite.errors import UnknownRule
 from fulgurite.groups.rewards import LARGEST_REWARD, is_bounded
 from fulgurite.parameters import Chosen
 from services.common.runtime.error_text import clean, repr_of, text_of
+from services.common.runtime.extras import how_to_install
 from services.rewards import own_code
 from services.rewards.builtin import PREFIX, builtin, code_of
 from services.rewards.errors import PluginError, RewardFailed
@@ -137,7 +138,7 @@ def _from_registry(reference: str) -> Function:
         module = importlib.import_module(f"{builtin.__module__}.{chosen.name}")
     except ImportError as error:
         raise PluginError(
-            f"{PREFIX}{chosen.name} needs {error.name}: pip install 'fulgurite[rewards]'"
+            f"{PREFIX}{chosen.name} needs {error.name}: {how_to_install('rewards')}"
         ) from error
     return partial(module.reward, **chosen.parameters)
 

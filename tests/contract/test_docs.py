@@ -62,6 +62,17 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
     assert not broken_links(page)
 
 
+def test_no_text_installs_the_package_by_a_name_that_the_index_does_not_have() -> None:
+    """Somebody else could take the name."""
+    sources = [*pages(), *(ROOT / "services").rglob("*.py"), *(ROOT / "fulgurite").rglob("*.py")]
+    found = [
+        str(source.relative_to(ROOT))
+        for source in sources
+        if re.search(r"pip\s+install[\s\"]+['\"]?fulgurite\b", source.read_text())
+    ]
+    assert not found
+
+
 def test_anchors_are_those_of_github() -> None:
     assert anchor("Runner (`fulgurite run`)") == "runner-fulgurite-run"
     assert (

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from services.common.blobs.blob_store import StoredPayload
+from services.common.runtime.extras import how_to_install
 
 
 class Bucket:
@@ -84,8 +85,7 @@ def _opened(url: str) -> tuple[Any, str]:
         store, root = import_module("pyarrow.fs").FileSystem.from_uri(url)
     except ImportError as error:
         raise ValueError(
-            f"FULGURITE_CLAIMS_URL={url}: object storage needs pyarrow: run pip install "
-            "'fulgurite[archive]'"
+            f"FULGURITE_CLAIMS_URL={url}: object storage needs pyarrow: {how_to_install('archive')}"
         ) from error
     return store, str(root).rstrip("/")
 

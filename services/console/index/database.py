@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from services.common.runtime.extras import how_to_install
 from services.console.index.errors import NoIndex
 
 LAYOUT = 3
@@ -39,7 +40,7 @@ def duckdb() -> Any:
     try:
         return import_module("duckdb")
     except ImportError as error:
-        raise NoIndex("the index needs DuckDB: pip install 'fulgurite[console]'") from error
+        raise NoIndex(f"the index needs DuckDB: {how_to_install('console')}") from error
 
 
 def connect(path: Path, *, read_only: bool = False) -> Any:

@@ -12,6 +12,7 @@ import os
 from typing import Protocol
 
 from fulgurite.events import LlmCall
+from services.common.runtime.extras import how_to_install
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -78,7 +79,6 @@ def open_tracer() -> Tracer:
         from services.gateway.telemetry.otel import OtelTracer
     except ImportError as error:
         raise ValueError(
-            f"{_ENDPOINTS[0]} is set, but OpenTelemetry is not installed: pip install "
-            "'fulgurite[otel]'"
+            f"{_ENDPOINTS[0]} is set, but OpenTelemetry is not installed: {how_to_install('otel')}"
         ) from error
     return OtelTracer()

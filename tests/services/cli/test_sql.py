@@ -95,7 +95,7 @@ def test_without_duckdb_it_says_what_to_install(
     index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "duckdb", None)
-    assert "pip install 'fulgurite[console]'" in " ".join(run("SELECT 1", code=2).split())
+    assert "pip install '/path/to/fulgurite[console]'" in " ".join(run("SELECT 1", code=2).split())
 
 
 def archive(folder: Path, log: RecordedLog, since: int, until: int) -> None:
