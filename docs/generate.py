@@ -182,9 +182,9 @@ def _with_links(text: str) -> str:
     def link(found: re.Match[str]) -> str:
         page = DOCS / found[1]
         title = page.read_text().split("\n", 1)[0].removeprefix("# ")
-        return f"[{title}](../{found[1]})"
+        return f"[{title}](../{found[1]}{found[2]})"
 
-    return re.sub(r"docs/([\w/-]+\.md)", link, text)
+    return re.sub(r"docs/([\w/-]+\.md)(#[\w-]+|)", link, text)
 
 
 def events_page() -> str:

@@ -62,6 +62,11 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
     assert not broken_links(page)
 
 
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_heading_that_a_link_names_is_in_the_link(page: Path) -> None:
+    assert ")#" not in prose(page.read_text())
+
+
 def test_no_text_installs_the_package_by_a_name_that_the_index_does_not_have() -> None:
     """Somebody else could take the name."""
     sources = [*pages(), *(ROOT / "services").rglob("*.py"), *(ROOT / "fulgurite").rglob("*.py")]
