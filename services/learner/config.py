@@ -360,9 +360,9 @@ class EngineConfig(Section):
     """`forest` computes each shared prefix once; `rows` computes rows one by one, as verl does, at
     one temperature each."""
     attention: Literal["auto", "dense", "flex"] = "auto"
-    """How a forest is masked: `dense` by a matrix of all its tokens, `flex` by lists of blocks with
-    FlexAttention, on GPUs only, which carries micro-batches of 100,000 tokens and more, or `auto`,
-    which is `flex` for a forest on a GPU."""
+    """How a forest is masked. `dense`: a matrix of all its tokens. `flex`: lists of blocks
+    (FlexAttention), on GPUs only; it carries micro-batches of 100,000 tokens and more. `auto`:
+    `flex` for a forest on a GPU, else `dense`."""
     micro_batch_tokens: int = Field(default=512, ge=2)
     """Tokens in a micro-batch. Larger ones share more, but attention is quadratic in them. A longer
     row makes a micro-batch of its own."""
