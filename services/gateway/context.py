@@ -104,9 +104,8 @@ async def open_context(
     context = make_context(settings, kafka, codec, producer, UpstreamClient(settings))
     context.metrics.registry.register(ServedVersions(context.policies.view))
     context.recorder.start()
-    context.policies.start()
     try:
-        await context.prompts.start()
+        await asyncio.gather(context.policies.start(), context.prompts.start())
         yield context
     finally:
         context.responses.close()

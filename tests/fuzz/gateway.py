@@ -27,8 +27,7 @@ from services.gateway.http.error_handlers import on_unexpected_error
 from services.gateway.http.front_door import FrontDoor
 from services.gateway.recording import recorder, rollout_search
 from services.gateway.settings import GatewaySettings
-from services.gateway.upstream import prompts
-from services.gateway.upstream.policies import PolicyView
+from services.gateway.upstream import followed_topics
 from services.gateway.upstream.route import Route
 from tests.integration.stub_answers import Script
 from tests.integration.stub_items import Embeddings
@@ -237,8 +236,7 @@ async def in_process(folder: Path, **settings: Any) -> AsyncGenerator[InProcess]
         (context, "CallSearch", quiet),
         (rollout_search, "open_search", MagicMock(return_value=nullcontext(ListSearch(log)))),
         (gateway_app, "tune_gc", MagicMock()),
-        (context.PolicyTail, "__init__", _no_policies),
-        (prompts, "TopicTail", _nothing_followed()),
+        (followed_topics, "TopicTail", _nothing_followed()),
         (recorder, "admin_client", MagicMock()),
     ]
     async with AsyncExitStack() as stack:
@@ -247,13 +245,6 @@ async def in_process(folder: Path, **settings: Any) -> AsyncGenerator[InProcess]
         app = gateway_app.create_app(GatewaySettings.model_validate(given | settings), NOWHERE)
         await stack.enter_async_context(app.router.lifespan_context(app))
         yield InProcess(FrontDoor(app, app.state.hot, on_unexpected_error), log)
-
-
-def _no_policies(
-    tail: Any, _kafka: Any, _codec: Any, adapters: frozenset[str] = frozenset()
-) -> None:
-    tail.view = PolicyView(adapters)
-    tail.start = tail.close = lambda: None
 
 
 def _nothing_followed() -> MagicMock:

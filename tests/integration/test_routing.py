@@ -228,6 +228,24 @@ async def test_calls_go_where_the_log_says(
         raise AssertionError("a backend that is back is not used again")
 
 
+async def test_a_gateway_that_answers_knows_what_the_log_said_before_its_start(
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
+    async with backends("vllm") as running:
+        async with running_gateway(settings, addresses(running), tmp_path) as gateway:
+            log = Log(gateway)
+            for step in range(20):
+                await log.update(step)
+            await log.applied("vllm", 19)
+            await log.route(v19=1.0)
+            log.close()
+            before = await gateway.get("/v1/policies")
+        for _ in range(3):
+            async with running_gateway(settings, addresses(running), tmp_path) as restarted:
+                assert await restarted.get("/v1/policies") == before
+
+
 async def test_a_restarted_engine_gets_no_call_before_its_version(
     kafka: LocalKafka, topic_prefix: str, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ class HealthRoutes:
             "topics": self._topics,
             "upstreams": upstreams,
             "unserved_routes": self._context.dispatcher.router.unserved(),
+            "policies": {"read": self._context.policies.caught_up},
             "prompts": {"read": self._context.prompts.caught_up},
             "store": {"problem": await self._store_problem()},
         }
@@ -115,15 +116,16 @@ class HealthRoutes:
         return JSONResponse(shown, 200 if ready else 503)
 
     def _log_ready(self) -> bool:
-        """Whether calls of some mode would be answered, with their prompt versions: a gateway that
-        can serve without the log is ready without it.
+        """Whether calls of some mode would be answered, by the routes and prompt versions of the
+        log: a gateway that can serve without the log is ready without it.
         """
         recorder = self._context.recorder
         away = not self._topics["reached"] and any(
             outage_mode != "refuse"
             for outage_mode in self._context.settings.outage_modes().values()
         )
-        readable = self._topics["problem"] is None and self._context.prompts.caught_up
+        read = self._context.policies.caught_up and self._context.prompts.caught_up
+        readable = self._topics["problem"] is None and read
         return recorder.welcome() and (readable or away)
 
     async def _store_problem(self) -> str | None:

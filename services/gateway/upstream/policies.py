@@ -15,7 +15,7 @@ from fulgurite.events import Event, PolicyApplied, PolicyRoute, PolicyUpdate, Ro
 from fulgurite.learning.policy_epochs import PolicyEpochs
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
 from services.common.kafka.settings import KafkaSettings
-from services.common.kafka.topic_tail import TopicTail
+from services.gateway.upstream.followed_topics import FollowedTopics
 
 _TOPICS = (POLICY_UPDATES, POLICY_APPLIED, POLICY_ROUTES)
 
@@ -166,5 +166,17 @@ class PolicyTail:
         self, kafka: KafkaSettings, codec: Codec, adapters: frozenset[str] = frozenset()
     ) -> None:
         self.view = PolicyView(adapters)
-        self._follower = TopicTail(kafka, codec, _TOPICS, self.view.apply)
-        self.start, self.close = self._follower.start, self._follower.close
+        self._followed = FollowedTopics(
+            kafka,
+            codec,
+            _TOPICS,
+            self.view.apply,
+            "calls are routed by settings alone until policy.updates, policy.applied and "
+            "policy.routes can be read",
+        )
+        self.start, self.close = self._followed.start, self._followed.close
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that the topics had at the start is in the view."""
+        return self._followed.caught_up

@@ -20,13 +20,13 @@ from fulgurite.prompts.editing import served_body
 from fulgurite.prompts.history import AS_SENT, EFFECT_DELAY_MS, PromptHistory
 from fulgurite.topics import PROMPT_UPDATES
 from services.common.kafka.settings import KafkaSettings
-from services.common.kafka.topic_tail import TopicTail
 from services.common.runtime import logs
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.errors import Overloaded
 from services.gateway.identity.rollout_resolver import Identified
 from services.gateway.identity.store import Store
 from services.gateway.identity.store_patience import StorePatience
+from services.gateway.upstream.followed_topics import FollowedTopics
 
 log = logs.get(__name__)
 
@@ -37,8 +37,6 @@ _KEPT_S = 7 * 24 * 3600
 century: those that are older than this are not taken for one.
 """
 _LOOK_AGAIN_S = 0.05
-_READ_S = 5.0
-"""Seconds that a start waits for the versions: without Kafka a gateway may serve, too."""
 
 
 class Prompts:
@@ -53,25 +51,19 @@ class Prompts:
                 "a session may change its prompt version: the store (REDIS_URL) does not answer"
             ),
         )
-        self._tail = TopicTail(kafka, codec, (PROMPT_UPDATES,), self.history.apply)
-        self.close = self._tail.close
+        self._followed = FollowedTopics(
+            kafka,
+            codec,
+            (PROMPT_UPDATES,),
+            self.history.apply,
+            "calls are served without prompt versions until prompt.updates can be read",
+        )
+        self.start, self.close = self._followed.start, self._followed.close
 
     @property
     def caught_up(self) -> bool:
         """Whether every version that the log had at the start is known."""
-        return self._tail.caught_up.is_set()
-
-    async def start(self) -> None:
-        """Begin to follow the topic; return once it is read, or after some seconds without it."""
-        self._tail.start()
-        try:
-            async with asyncio.timeout(_READ_S):
-                await self._tail.caught_up.wait()
-        except TimeoutError:
-            log.warning(
-                "calls are served without prompt versions until prompt.updates can be read",
-                waited_s=_READ_S,
-            )
+        return self._followed.caught_up
 
     async def knows(self, alias: str, version: str) -> bool:
         """Whether the alias has this version, or it is `none`; waits a little for a new one."""

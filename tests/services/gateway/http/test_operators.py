@@ -1,5 +1,5 @@
-"""What operators alone are told where there is a key for them, and how often readiness asks an
-upstream.
+"""What operators alone are told where there is a key for them, when a gateway is ready, and how
+often readiness asks an upstream.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from services.gateway.http import health_routes
+from services.gateway.upstream.policies import PolicyTail
+from services.gateway.upstream.prompts import Prompts
 from tests.fuzz.gateway import ADMIN, PLAIN, Upstream, in_process
 
 TOPICS: dict[str, Any] = {"problem": None, "reached": True, "durability": None}
@@ -53,6 +55,16 @@ async def test_readiness_has_a_status_for_all_and_reasons_for_operators(tmp_path
         200,
         {"vllm": "reachable", "other": "reachable"},
     )
+
+
+@pytest.mark.parametrize("part", [PolicyTail, Prompts])
+async def test_a_gateway_is_not_ready_before_it_has_read_policies_and_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: type[PolicyTail | Prompts]
+) -> None:
+    async with in_process(tmp_path) as gateway:
+        assert (await gateway.ask("GET", "/readyz", [], b"")).status == 200
+        monkeypatch.setattr(part, "caught_up", False)
+        assert (await gateway.ask("GET", "/readyz", [], b"")).status == 503
 
 
 async def test_an_upstream_is_not_asked_each_time_that_readiness_is(

@@ -1,11 +1,6 @@
-"""A gateway without Kafka or without its store serves calls all the same."""
+"""A gateway without its store serves calls all the same."""
 
 from __future__ import annotations
-
-import asyncio
-from unittest.mock import MagicMock
-
-import pytest
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import Identity, Mode
@@ -13,7 +8,6 @@ from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.errors import Unavailable
 from services.gateway.identity.rollout_resolver import Identified
 from services.gateway.identity.store import MemoryStore
-from services.gateway.upstream import prompts
 from services.gateway.upstream.prompts import Prompts
 from tests.fulgurite.prompts.prompt_updates import version
 from tests.services.gateway.answering import NOWHERE
@@ -29,19 +23,6 @@ class AbsentStore(MemoryStore):
 
     async def put_new(self, key: str, value: bytes, ttl_s: int) -> bytes | None:
         raise Unavailable("away")
-
-
-async def test_a_start_does_not_wait_for_kafka_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    tail = MagicMock()
-    tail.return_value.caught_up = asyncio.Event()
-    monkeypatch.setattr(prompts, "TopicTail", tail)
-    monkeypatch.setattr(prompts, "_READ_S", 0.01)
-    made = Prompts(NOWHERE, Codec(), MemoryStore())
-    await made.start()
-    assert not made.caught_up
-    tail.return_value.caught_up.set()
-    await made.start()
-    assert made.caught_up
 
 
 async def test_without_the_store_a_session_has_the_version_now_in_force() -> None:
