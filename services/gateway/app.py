@@ -22,6 +22,7 @@ from services.gateway.http.openapi import DESCRIPTION, TAGS, describe, package_v
 from services.gateway.http.rest_guard import RestGuard
 from services.gateway.http.reward_routes import RewardRoutes
 from services.gateway.http.rollout_routes import RolloutRoutes
+from services.gateway.recording.call import SHORTEST_HIDDEN_KEY
 from services.gateway.settings import GatewaySettings
 
 log = logs.get(__name__)
@@ -35,6 +36,7 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
         async with open_context(settings, kafka) as context:
             add_routes(app, context)
             tune_gc()
+            _warn_of_short_keys(settings)
             log.info(
                 "gateway ready",
                 aliases=sorted(context.routes),
@@ -70,3 +72,14 @@ def add_routes(app: FastAPI, context: GatewayContext) -> None:
     app.include_router(RolloutRoutes(context).router)
     app.include_router(RewardRoutes(context).router)
     app.include_router(HealthRoutes(context).router)
+
+
+def _warn_of_short_keys(settings: GatewaySettings) -> None:
+    short = sum(len(key) < SHORTEST_HIDDEN_KEY for key in settings.plain_keys())
+    if short:
+        log.warning(
+            "keys of FULGURITE_API_KEYS are easily guessed, and stay in the events of their "
+            "calls: they are too short to be told from ordinary text",
+            keys=short,
+            shortest=SHORTEST_HIDDEN_KEY,
+        )

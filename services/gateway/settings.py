@@ -173,7 +173,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     admin_key: SecretStr | None = None
     """Bearer key of `POST /v1/rollouts`, for the runner and operators."""
     api_keys: SecretStr = SecretStr("")
-    """Plain agent keys, comma-separated."""
+    """Plain agent keys, comma-separated. Give them 16 characters or more: shorter ones are not
+    removed from recorded calls."""
     allow_any_key: bool = False
     """Accept any plain key. Only for a machine of your own."""
     operations_key: SecretStr | None = None

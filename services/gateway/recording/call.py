@@ -1,5 +1,5 @@
-"""One call while it lasts, and the event it becomes. Secrets are removed here: no event ever holds
-a key.
+"""One call while it lasts, and the event it becomes. Secrets are removed here: no event holds its
+caller's key, unless that is too short to be a secret.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from services.gateway.identity.rollout_resolver import Identified
 from services.gateway.telemetry.tracing import CallTrace
 from services.gateway.upstream.route import Route
 
+SHORTEST_HIDDEN_KEY = 16
+"""Fewest characters of a key that is replaced in events. A shorter one (`test`, `EMPTY`) is no
+secret, and stands in ordinary text: events would no longer hold what was said.
+"""
 _REDACTED = "[redacted]"
 _TAIL = 16
 _DEEPEST_ESCAPE = 8
@@ -239,8 +243,10 @@ def _routed_alias(asked: str, route: Route) -> str | None:
 
 
 def hide(text: str, secret: str) -> str:
-    """The text without the caller's key, wherever it occurs, also spelt with JSON escapes."""
-    if not secret:
+    """The text without the caller's key, wherever it occurs, also spelt with JSON escapes. A key of
+    fewer than SHORTEST_HIDDEN_KEY characters stays.
+    """
+    if len(secret) < SHORTEST_HIDDEN_KEY:
         return text
     # Searching a long text for a complete key is slow. Its end is random, so the search for that is
     # fast.

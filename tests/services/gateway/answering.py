@@ -31,7 +31,7 @@ from services.gateway.upstream.client import UpstreamClient, UpstreamReply
 from services.gateway.upstream.route import Route
 from tests.services.gateway.memory_producer import MemoryProducer
 
-KEY, OTHER_KEY = "a-plain-key", "another-plain-key"
+KEY, OTHER_KEY = "a-plain-key-of-an-agent", "another-plain-key"
 NOWHERE = KafkaSettings(bootstrap_servers="127.0.0.1:1")
 SSE, JSON = "text/event-stream", "application/json"
 REPLY = json.dumps(

@@ -5,6 +5,7 @@ holds what the agent saw.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from fulgurite.failures import FailureKind
 from fulgurite.tokens import pack_ids
 from services.gateway.recording.call import hide
 from services.gateway.upstream.client import UpstreamReply
-from tests.services.gateway.answering import JSON, KEY, SSE, Answer, Gateway
+from tests.services.gateway.answering import JSON, KEY, SSE, Answer, Gateway, running
 
 CHAT, COMPLETIONS, MESSAGES, RESPONSES = (
     "/v1/chat/completions",
@@ -860,6 +861,22 @@ async def test_a_key_that_the_model_repeats_is_in_no_event(gateway: Gateway) -> 
     )
     answer = await whole(gateway, reply() | {"system_fingerprint": KEY})
     assert KEY not in (answer.call.response or "")
+
+
+@pytest.mark.parametrize("key", ["x", "1", "test", "EMPTY"])
+async def test_a_short_key_leaves_the_record_as_it_was_said(tmp_path: Path, key: str) -> None:
+    said = f"a test of 1 box is EMPTY{key}"
+    async with running(tmp_path, allow_any_key=True) as gateway:
+        answer = await gateway.answer(
+            CHAT,
+            [json.dumps(reply(message={"content": said}, token_ids=[7])).encode()],
+            key=key,
+            model="oddv",
+            messages=[{"role": "user", "content": said}],
+        )
+    assert said in (answer.call.request or "")
+    assert answer.message["content"] == said
+    assert answer.call.choices[0].token_ids is not None
 
 
 @pytest.mark.parametrize(
