@@ -151,7 +151,7 @@ async def test_status_by_the_agent_and_by_its_runner(gateway: Gateway) -> None:
     }
     for _ in range(2):
         assert (await gateway.json(path, failed, ADMIN, idempotency_key="a"))[0] == 201
-    _, started, first, again = await gateway.statuses(group["group_id"])
+    _, started, first = await gateway.statuses(group["group_id"])
     assert (started.kind, started.source, started.mode) == (StatusKind.started, "agent", Mode.train)
     assert (first.kind, first.source, first.failure, first.exit_code) == (
         StatusKind.failed,
@@ -165,7 +165,8 @@ async def test_status_by_the_agent_and_by_its_runner(gateway: Gateway) -> None:
         Mode.train,
         0,
     )
-    assert first.event_id == again.event_id
+    other = failed | {"exit_code": 2}
+    assert (await gateway.json(path, other, ADMIN, idempotency_key="a"))[0] == 409
     for body in ({"kind": "timed_out"}, {"kind": "failed", "failure": "bad luck"}, {}):
         assert (await gateway.json(path, body, ADMIN))[0] == 400
     status, reply = await gateway.json(path, {"kind": "finished"}, rollout["reward_key"])

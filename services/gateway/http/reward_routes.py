@@ -68,33 +68,26 @@ class RewardRoutes:
         require_scope(caller, ref.rollout_id, REWARD, "`reward_key`")
         if not body.allow_unknown:
             await self._require_known(caller, ref, completion, body, now)
-        idempotency, scope, payload = (
-            self._context.idempotency,
-            f"reward:{rollout}",
-            _canonical(body),
-        )
-        if idempotency_key is not None:
-            earlier = await idempotency.reserve(scope, idempotency_key, payload)
-            if earlier is not None:
-                return JSONResponse(msgspec.json.decode(earlier), 201, rollout_header(request))
-        event = _event(body, caller, ref, completion, idempotency_key, now)
-        await self._context.recorder.publish(
-            AGENT_REWARDS,
-            ref.group_id,
-            event,
-            mode=caller.claims.mode if caller.claims else Mode.live,
-        )
-        reply = {
-            "reward_id": event.event_id,
-            "rollout_id": rollout,
-            "completion_id": event.call_id,
-            "name": body.name,
-            "value": body.value,
-        }
-        if idempotency_key is not None:
-            await idempotency.store_reply(
-                scope, idempotency_key, payload, msgspec.json.encode(reply).decode()
+
+        async def publish() -> dict[str, Any]:
+            event = _event(body, caller, ref, completion, idempotency_key, now)
+            await self._context.recorder.publish(
+                AGENT_REWARDS,
+                ref.group_id,
+                event,
+                mode=caller.claims.mode if caller.claims else Mode.live,
             )
+            return {
+                "reward_id": event.event_id,
+                "rollout_id": rollout,
+                "completion_id": event.call_id,
+                "name": body.name,
+                "value": body.value,
+            }
+
+        reply = await self._context.idempotency.answer_once(
+            f"reward:{rollout}", idempotency_key, _canonical(body), publish
+        )
         return JSONResponse(reply, 201, rollout_header(request))
 
     async def _require_known(

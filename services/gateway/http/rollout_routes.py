@@ -216,14 +216,26 @@ class RolloutRoutes:
             exit_code=body.exit_code,
             will_retry=body.will_retry,
         )
-        await self._context.recorder.publish(AGENT_STATUS, ref.group_id, event, mode=mode)
+
+        async def publish() -> dict[str, Any]:
+            await self._context.recorder.publish(AGENT_STATUS, ref.group_id, event, mode=mode)
+            return {
+                "status_id": event.event_id,
+                "rollout_id": ref.rollout_id,
+                "attempt": attempt,
+                "kind": body.kind,
+            }
+
+        # The attempt is in the scope, as it is in the event's id: an agent may send the same key in
+        # each attempt.
+        reply = await self._context.idempotency.answer_once(
+            f"status:{ref.rollout_id}/{attempt}",
+            idempotency_key,
+            msgspec.json.encode(body.model_dump(), order="sorted"),
+            publish,
+        )
         response.headers.update(rollout_header(request))
-        return {
-            "status_id": event.event_id,
-            "rollout_id": ref.rollout_id,
-            "attempt": attempt,
-            "kind": body.kind,
-        }
+        return reply
 
     async def policies(self, authorization: Authorization = None) -> dict[str, Any]:
         """Each policy's newest version, and which version each backend serves."""

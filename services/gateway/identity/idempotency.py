@@ -8,6 +8,8 @@ makes a second event.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 
@@ -28,6 +30,25 @@ class Idempotency:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+
+    async def answer_once(
+        self,
+        scope: str,
+        key: str | None,
+        payload: bytes,
+        answer: Callable[[], Awaitable[dict[str, Any]]],
+    ) -> dict[str, Any]:
+        """The reply of `answer`, or the one given before to this key and payload. Without a key
+        `answer` is always called. Raises Conflict for another payload, Unavailable.
+        """
+        if key is None:
+            return await answer()
+        earlier = await self.reserve(scope, key, payload)
+        if earlier is not None:
+            return msgspec.json.decode(earlier)
+        reply = await answer()
+        await self.store_reply(scope, key, payload, msgspec.json.encode(reply).decode())
+        return reply
 
     async def reserve(self, scope: str, key: str, payload: bytes) -> str | None:
         """Reserve the key for this payload. Returns the reply given before, or None: go on (again,

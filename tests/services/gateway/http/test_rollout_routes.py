@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fulgurite.events import AgentStatus
 from fulgurite.ids import completion_of, mint_group, rollout_of
 from services.gateway.identity.keys import KeyRing
 from tests.fuzz.gateway import ADMIN, PLAIN, SIGNING, Answer, InProcess, in_process
@@ -45,6 +46,10 @@ async def chat(gateway: InProcess, key: str) -> Answer:
     answer = await ask(gateway, CHAT, {"model": "policy", "messages": []}, key)
     assert answer.status == 200, answer.body
     return answer
+
+
+def statuses(gateway: InProcess) -> list[AgentStatus]:
+    return [event for _, event in gateway.log.log if isinstance(event, AgentStatus)]
 
 
 def unknown(answer: Answer, named: str) -> tuple[int, str, bool]:
@@ -202,6 +207,22 @@ async def test_allow_unknown_gives_access_to_nothing_else(gateway: InProcess) ->
         "unknown_rollout",
         True,
     )
+
+
+async def test_a_status_with_a_used_idempotency_key(gateway: InProcess) -> None:
+    [grant] = (await declare(gateway, max_attempts=2))["rollouts"]
+    path, key = f"/v1/rollouts/{grant['rollout_id']}", {"idempotency-key": "k"}
+    body = {"kind": "failed", "message": "out of memory", "exit_code": 1}
+    before = len(statuses(gateway))
+    first = await ask(gateway, f"{path}/status", body, **key)
+    again = await ask(gateway, f"{path}/status", dict(reversed(body.items())), **key)
+    assert (first.status, again.status, again.json()) == (201, 201, first.json())
+    other = await ask(gateway, f"{path}/status", {"kind": "finished"}, **key)
+    assert (other.status, other.json()["error"]["code"]) == (409, "idempotency_conflict")
+    assert [event.message for event in statuses(gateway)[before:]] == ["out of memory"]
+    later = (await ask(gateway, f"{path}/attempts", {})).json()["api_key"]
+    second = await ask(gateway, f"{path}/status", {"kind": "finished"}, later, **key)
+    assert (second.status, second.json()["attempt"]) == (201, 1)
 
 
 async def test_a_repeated_reward_is_the_same_with_and_without_allow_unknown(
