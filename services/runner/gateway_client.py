@@ -39,6 +39,11 @@ class Group(msgspec.Struct, frozen=True):
     group_id: str
     deadline: int
     rollouts: tuple[Grant, ...]
+    alias: str
+    served_by: str | None = None
+    """What answers the calls for `alias`, where that is another alias or a version."""
+    prompt_version: str | None = None
+    """Version of the prompt of `alias` that calls are served with; None: the one in force."""
 
 
 class _NewAttempt(msgspec.Struct, frozen=True):
@@ -99,7 +104,8 @@ class GatewayClient:
             body["served_by"] = served_by
         if prompt_version is not None:
             body["prompt_version"] = prompt_version
-        return msgspec.convert(await self._post("/v1/rollouts", body), Group)
+        group = msgspec.convert(await self._post("/v1/rollouts", body), Group)
+        return msgspec.structs.replace(group, served_by=served_by, prompt_version=prompt_version)
 
     async def report(
         self,
@@ -126,9 +132,19 @@ class GatewayClient:
             f"/v1/rollouts/{grant.rollout_id}/status", filled, {"Idempotency-Key": key}
         )
 
-    async def next_attempt(self, grant: Grant, mode: Mode, deadline: int) -> Grant:
-        """Get the keys for the next attempt. Raises GatewayRefused, GatewayUnreachable."""
-        body = {"attempt": grant.attempt + 1, "mode": mode.value, "deadline": deadline}
+    async def next_attempt(self, group: Group, grant: Grant, mode: Mode) -> Grant:
+        """Get the keys for the next attempt, also from a gateway that has forgotten the group.
+        Raises GatewayRefused, GatewayUnreachable.
+        """
+        body: dict[str, Any] = {
+            "attempt": grant.attempt + 1,
+            "mode": mode.value,
+            "deadline": group.deadline,
+        }
+        if group.served_by is not None:
+            body |= {"alias": group.alias, "served_by": group.served_by}
+        if group.prompt_version is not None:
+            body |= {"alias": group.alias, "prompt_version": group.prompt_version}
         reply = msgspec.convert(
             await self._post(f"/v1/rollouts/{grant.rollout_id}/attempts", body), _NewAttempt
         )

@@ -84,7 +84,7 @@ class RolloutRunner:
             if not attempt.retried:
                 return attempt
             await asyncio.sleep(_RETRY_PAUSE_S * 2**grant.attempt)
-            grant = await self._gateway.next_attempt(grant, self._options.mode, group.deadline)
+            grant = await self._gateway.next_attempt(group, grant, self._options.mode)
 
     async def _attempt(self, group: Group, grant: Grant, task: Task) -> Attempt:
         shown = for_agent(task)

@@ -114,12 +114,18 @@ class DeclareIn(_Body):
 
 
 class AttemptIn(_Body):
-    """The next attempt; `mode` and `deadline` only if the gateway has forgotten the group."""
+    """The next attempt. All but `attempt` counts only if the gateway has forgotten the group, and
+    is as its declaration said; `deadline` in Unix milliseconds.
+    """
 
     attempt: Whole | None = Field(None, ge=0, le=9999)
     mode: Mode | None = None
     deadline: Whole | None = Field(None, gt=0, lt=1 << 53)
     agent: str | None = Field(None, max_length=256)
+    alias: Name | None = None
+    """Needed with `served_by` or `prompt_version`."""
+    served_by: Name | None = None
+    prompt_version: Name | None = None
 
 
 class StatusIn(_Body):

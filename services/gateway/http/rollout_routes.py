@@ -264,12 +264,7 @@ class RolloutRoutes:
         version = body.prompt_version
         if version is None:
             return
-        if body.served_by is not None:
-            raise InvalidRequest(
-                "`prompt_version` names a version of the prompt of `alias`, and with `served_by` "
-                "the version that is in force counts: send one of them.",
-                param="prompt_version",
-            )
+        _require_one(body)
         if not await self._context.prompts.knows(body.alias, version):
             known = self._context.prompts.history.versions(body.alias)
             names = ", ".join([AS_SENT, *(str(one.version) for one in known)])
@@ -362,7 +357,33 @@ def _given_entry(ref: RolloutRef, body: AttemptIn) -> GroupEntry:
     if body.attempt is None or body.mode is None or body.deadline is None:
         raise NotFound(
             f"This gateway no longer remembers group {ref.group_id}. Send `attempt`, `mode` and "
-            "`deadline` (Unix milliseconds) with the request.",
+            "`deadline` (Unix milliseconds) with the request; and `alias`, `served_by` and "
+            "`prompt_version` if the group was declared with one of the last two.",
             code="group_forgotten",
         )
-    return GroupEntry(body.mode, body.deadline, body.agent or "", body.attempt + 1)
+    _require_one(body)
+    if body.alias is None and (body.served_by or body.prompt_version):
+        raise InvalidRequest(
+            "`served_by` and `prompt_version` count for calls of one alias: send the group's "
+            "`alias` with them.",
+            param="alias",
+        )
+    return GroupEntry(
+        body.mode,
+        body.deadline,
+        body.agent or "",
+        body.attempt + 1,
+        alias=body.alias or "",
+        served_by=body.served_by or "",
+        prompt_version=body.prompt_version or "",
+    )
+
+
+def _require_one(body: DeclareIn | AttemptIn) -> None:
+    """Raise InvalidRequest for a prompt version together with `served_by`."""
+    if body.prompt_version is not None and body.served_by is not None:
+        raise InvalidRequest(
+            "`prompt_version` names a version of the prompt of `alias`, and with `served_by` "
+            "the version that is in force counts: send one of them.",
+            param="prompt_version",
+        )

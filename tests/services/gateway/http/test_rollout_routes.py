@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fulgurite.events import AgentStatus
@@ -207,6 +208,49 @@ async def test_allow_unknown_gives_access_to_nothing_else(gateway: InProcess) ->
         "unknown_rollout",
         True,
     )
+
+
+@pytest.mark.parametrize(
+    "fields", [{"served_by": "writer"}, {"prompt_version": "none"}, {}, {"agent": "critic"}]
+)
+async def test_the_next_attempt_of_a_forgotten_group_is_served_as_declared(
+    tmp_path: Path, fields: dict[str, str]
+) -> None:
+    async with in_process(tmp_path) as gateway:
+        group = await declare(gateway, **fields)
+    [grant] = group["rollouts"]
+    first = KeyRing.parse(SIGNING).verify(grant["api_key"], 0)
+    path = f"/v1/rollouts/{grant['rollout_id']}/attempts"
+    body = {"attempt": 1, "mode": "train", "deadline": group["deadline"], **fields}
+    body |= {"alias": "policy"} if first.alias else {}
+    async with in_process(tmp_path) as restarted:
+        answer = await ask(restarted, path, body)
+    second = KeyRing.parse(SIGNING).verify(answer.json()["api_key"], 0)
+    assert second == msgspec.structs.replace(first, attempt=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "words"),
+    [
+        ({"served_by": "writer"}, 400, "send the group's `alias`"),
+        ({"prompt_version": "prompt@1"}, 400, "send the group's `alias`"),
+        (
+            {"served_by": "writer", "prompt_version": "none", "alias": "policy"},
+            400,
+            "send one of them",
+        ),
+        ({"mode": None}, 404, "no longer remembers"),
+    ],
+)
+async def test_what_a_forgotten_group_needs(
+    tmp_path: Path, fields: dict[str, Any], status: int, words: str
+) -> None:
+    async with in_process(tmp_path) as gateway:
+        [grant] = (await declare(gateway))["rollouts"]
+    body = {"attempt": 1, "mode": "train", "deadline": 1 << 50, **fields}
+    async with in_process(tmp_path) as restarted:
+        answer = await ask(restarted, f"/v1/rollouts/{grant['rollout_id']}/attempts", body)
+    assert (answer.status, words in answer.json()["error"]["message"]) == (status, True)
 
 
 async def test_a_status_with_a_used_idempotency_key(gateway: InProcess) -> None:
