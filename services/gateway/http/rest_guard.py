@@ -41,7 +41,7 @@ class RestGuard:
             await self._app(scope, receive, send)
             return
         try:
-            scope, receive = await self._checked(scope, receive)
+            scope, receive = await self._checked(_with_authorization(scope), receive)
         except ClientGone:
             return
         except GatewayError as problem:
@@ -80,6 +80,15 @@ class RestGuard:
 
         kept = [(name, value) for name, value in scope["headers"] if name not in _REPLACED]
         return {**scope, "headers": [*kept, asgi.JSON]}, replay
+
+
+def _with_authorization(scope: Scope) -> Scope:
+    """The request with an `x-api-key` also as `authorization`, where routes look for the key."""
+    headers = asgi.headers_of(scope)
+    key = asgi.authorization(headers)
+    if key is None or b"authorization" in headers:
+        return scope
+    return {**scope, "headers": [*scope["headers"], (b"authorization", key.encode("latin-1"))]}
 
 
 def _wanted(path: str) -> str:

@@ -50,7 +50,9 @@ async def test_readiness_has_a_status_for_all_and_reasons_for_operators(tmp_path
     async with in_process(tmp_path, operations_key="ops") as gateway:
         nobody = await gateway.ask("GET", "/readyz", [], b"")
         operator = await gateway.ask("GET", "/readyz", [("authorization", "Bearer ops")], b"")
+        other_header = await gateway.ask("GET", "/readyz", [("x-api-key", "ops")], b"")
     assert (nobody.status, nobody.json()) == (200, {"ready": True})
+    assert other_header.json() == operator.json()
     assert (operator.status, operator.json()["upstreams"]) == (
         200,
         {"vllm": "reachable", "other": "reachable"},

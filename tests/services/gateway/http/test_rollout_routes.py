@@ -88,6 +88,29 @@ async def test_a_rollout_from_its_declaration_to_its_end(gateway: InProcess) -> 
     )
 
 
+async def test_a_key_may_come_as_x_api_key(gateway: InProcess) -> None:
+    declared = await gateway.ask(
+        "POST", "/v1/rollouts", [("x-api-key", ADMIN)], b'{"max_attempts": 2}'
+    )
+    assert declared.status == 201, declared.body
+    [grant] = declared.json()["rollouts"]
+    path, reward = f"/v1/rollouts/{grant['rollout_id']}", {"rollout_id": grant["rollout_id"]}
+    for key, method, route, body, status in (
+        (ADMIN, "POST", f"{path}/attempts", {}, 201),
+        (grant["api_key"], "POST", f"{path}/status", {"kind": "started"}, 201),
+        (grant["reward_key"], "POST", "/v1/rewards", {**reward, "value": 1}, 201),
+        (grant["api_key"], "POST", "/v1/rewards", {**reward, "value": 1}, 403),
+        (grant["api_key"], "GET", path, None, 200),
+        (PLAIN, "GET", "/v1/policies", None, 200),
+        ("nobody", "GET", "/v1/policies", None, 401),
+    ):
+        sent = b"" if body is None else json.dumps(body).encode()
+        answer = await gateway.ask(method, route, [("x-api-key", key)], sent)
+        assert answer.status == status, (route, answer.body)
+    both = [("x-api-key", "nobody"), ("authorization", f"Bearer {PLAIN}")]
+    assert (await gateway.ask("GET", "/v1/policies", both, b"")).status == 200
+
+
 async def test_the_agents_key_sees_neither_task_nor_rewards(gateway: InProcess) -> None:
     [grant] = (await declare(gateway))["rollouts"]
     path = f"/v1/rollouts/{grant['rollout_id']}"
