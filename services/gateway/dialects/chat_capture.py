@@ -54,7 +54,7 @@ class ChatCapture(ChoicesCapture):
             self._alias is None
             or self._wants.logprobs
             or self._wants.token_ids
-            or self._ended
+            or self._held
             or not self.choices
         ):
             return None

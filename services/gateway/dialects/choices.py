@@ -127,7 +127,8 @@ class ChoicesCapture(Capture):
         super().__init__(public_id, alias)
         self._wants = wants
         self._packed = PackedTokens()
-        self._ended: set[int] = set()
+        self._held: set[int] = set()
+        """Choices of which a chunk is held until the call is recorded."""
         self.prompt_token_ids: list[int] | None = None
         self.choices: dict[int, ChoiceCapture] = {}
 
@@ -156,16 +157,19 @@ class ChoicesCapture(Capture):
         return encode(reply)
 
     def mark(self, chunk: Json) -> Mark:
-        """See Capture. A choice that has ended delays no other; what belongs to no choice waits for
-        all.
+        """See Capture. A choice that has ended delays no other, except in chunks that both are in:
+        what follows such a chunk waits too, so that no choice gets its pieces in another order.
+        What belongs to no choice waits for all.
         """
-        parts = [
-            (_index(part) or 0, part.get("finish_reason") is not None)
-            for part in _objects(chunk.get("choices"))
-        ]
-        self._ended.update(index for index, ends in parts if ends)
-        complete = any(index in self._ended for index, _ in parts) if parts else self._ended
-        return Mark.complete if complete else Mark.none
+        parts = _objects(chunk.get("choices"))
+        if not parts:
+            return Mark.complete if self._held else Mark.none
+        indices = {_index(part) or 0 for part in parts}
+        ends = any(part.get("finish_reason") is not None for part in parts)
+        if not ends and self._held.isdisjoint(indices):
+            return Mark.none
+        self._held |= indices
+        return Mark.complete
 
     def parse_chunk(self, chunk: Json) -> bytes | None:
         """See Capture."""

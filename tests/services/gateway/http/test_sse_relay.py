@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.gateway.dialects.chat_capture import ChatCapture
@@ -49,7 +49,36 @@ def test_a_choice_that_goes_on_is_not_held_up_by_one_that_ended() -> None:
     assert stream.relay_event(event((0, "a", "stop"))) is None
     assert stream.relay_event(event((1, "b", None))) is not None
     assert stream.relay_event(event((0, "trailing", None), (1, "c", None))) is None
-    assert len(stream.held) == 2
+    assert stream.relay_event(event((1, "d", None))) is None, "it is after c"
+    assert stream.relay_event(event((2, "e", None))) is not None
+    assert len(stream.held) == 3
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.integers(0, 2), st.sampled_from([None, None, None, "stop"])),
+            min_size=1,
+            max_size=3,
+        ),
+        max_size=12,
+    )
+)
+@example([[(0, "stop"), (1, None)], [(1, None)]])
+def test_each_choice_gets_its_pieces_in_their_order(
+    chunks: list[list[tuple[int, str | None]]],
+) -> None:
+    stream, _ = relay()
+    sent: list[bytes] = []
+    for number, chunk in enumerate(chunks):
+        passed = stream.relay_event(event(*((index, f"{number},", end) for index, end in chunk)))
+        sent += [] if passed is None else [passed]
+    sent += stream.held
+    pieces: dict[int, list[int]] = {}
+    for out in sent:
+        for part in json.loads(out[6:])["choices"]:
+            pieces.setdefault(part["index"], []).append(int(part["delta"]["content"][:-1]))
+    assert all(numbers == sorted(numbers) for numbers in pieces.values())
 
 
 def test_the_version_is_noted_and_its_comment_does_not_leave() -> None:
