@@ -27,8 +27,9 @@ from services.common.runtime import logs
 from services.common.runtime.off_loop import off_loop
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.dialects.foreign_json import UNREADABLE
-from services.gateway.errors import Unavailable, UpstreamFailed, UpstreamUnreachable
+from services.gateway.errors import UpstreamFailed, UpstreamUnreachable
 from services.gateway.identity.store import Store
+from services.gateway.identity.store_patience import StorePatience
 from services.gateway.recording.call import Call
 from services.gateway.upstream.client import UpstreamClient
 from services.gateway.upstream.rendering import SHAPES, render
@@ -79,6 +80,13 @@ class Continuation:
         self.aliases = aliases
         self._store = store
         self._client = client
+        self._patience = StorePatience(
+            lambda: None,
+            lambda: log.warning(
+                "conversations are not continued from their tokens, and their prompts are rendered "
+                "as text: the store (REDIS_URL) does not answer"
+            ),
+        )
 
     async def recorded(self, call: Call) -> list[int] | None:
         """Tokens of the conversation up to our last answer in it; None if it is not ours, or not
@@ -87,10 +95,8 @@ class Continuation:
         conversation = await off_loop(len(call.draft.raw or ""), lambda: self._conversation(call))
         if conversation is None or not conversation.prefixes:
             return None
-        try:
-            packed = await self._store.get(_key(conversation.prefixes[0]))
-        except Unavailable:
-            return None
+        key = _key(conversation.prefixes[0])
+        packed = await self._patience.ask(lambda: self._store.get(key))
         return None if packed is None else unpack_ids(packed).tolist()
 
     async def prompt(self, recorded: list[int], call: Call, route: Route) -> ApiRequest:
@@ -136,13 +142,8 @@ class Continuation:
             or choice.stop_reason is not None
         ):
             return
-        try:
-            await self._store.put(_key(chain), prompt + choice.token_ids, TTL_S)
-        except Unavailable:
-            log.warning(
-                "an answer's tokens are not kept: the next turn's prompt is rendered as text",
-                call_id=call.call_id,
-            )
+        tokens = prompt + choice.token_ids
+        await self._patience.ask(lambda: self._store.put(_key(chain), tokens, TTL_S))
 
     def _conversation(self, call: Call) -> MessageChain | None:
         request = call.request
