@@ -276,8 +276,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     """Longest silence of a stream in seconds, after which the gateway sends a comment; 0 is off.
     The request header `x-fulgurite-keep-alive` overrides it (docs/reference/model-apis.md)."""
     client_write_timeout_s: float = Field(60.0, gt=0)
-    """Seconds that a client may leave its answer unread before its connection is closed. Its
-    call ends as `client_disconnected`."""
+    """Seconds in which a client must read some of its answer, if any waits; else its connection
+    is closed. A call under way ends as `client_disconnected`."""
     upstream_timeout_s: float = 600.0
     """Longest silence of an upstream in seconds: until a complete answer, or between two pieces
     of a stream."""

@@ -20,7 +20,7 @@ class OneWriteProtocol(HttpToolsProtocol):
     """One connection."""
 
     write_timeout_s = 60.0
-    """Seconds that the transport's buffer may stay full."""
+    """Seconds in which a client must read something while the transport's buffer is full."""
 
     _unread: asyncio.TimerHandle | None = None
 
@@ -29,12 +29,26 @@ class OneWriteProtocol(HttpToolsProtocol):
         buffer, 64 KiB beyond the sockets' own.
         """
         super().pause_writing()
-        self._unread = self.loop.call_later(self.write_timeout_s, self.transport.abort)
+        self._await_reading()
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
         self._stop_waiting()
         super().resume_writing()
+
+    def _await_reading(self) -> None:
+        self._unread = self.loop.call_later(
+            self.write_timeout_s, self._check_reading, self.transport.get_write_buffer_size()
+        )
+
+    def _check_reading(self, before: int) -> None:
+        """Disconnect the client unless it has read some of the `before` bytes: a large reply may
+        take longer than the limit.
+        """
+        if self.transport.get_write_buffer_size() < before:
+            self._await_reading()
+        else:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""

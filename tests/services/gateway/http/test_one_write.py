@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
@@ -118,6 +119,38 @@ async def test_a_client_that_reads_nothing_is_disconnected() -> None:
     async with serving(app, 0.05) as (_, writer):
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         await asyncio.wait_for(gone.wait(), 30)
+
+
+class FullWire(Wire):
+    """Has bytes that the client has not read."""
+
+    unread = 5_000_000
+    aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        """See asyncio.WriteTransport."""
+        return self.unread
+
+    def abort(self) -> None:
+        """See asyncio.WriteTransport."""
+        self.aborted = True
+
+
+async def test_a_client_is_disconnected_only_where_it_has_read_nothing_since() -> None:
+    config = uvicorn.Config(cast(Any, MagicMock()), lifespan="off", log_config=None)
+    config.load()
+    loop, wire = MagicMock(), FullWire()
+    protocol = OneWriteProtocol(config, ServerState(), {}, loop)
+    protocol.connection_made(wire)
+    protocol.pause_writing()
+    for unread in (4_000_000, 3_999_999):
+        wire.unread = unread
+        _, check, *arguments = loop.call_later.call_args.args
+        check(*arguments)
+        assert not wire.aborted
+    _, check, *arguments = loop.call_later.call_args.args
+    check(*arguments)
+    assert wire.aborted
 
 
 async def test_a_client_that_reads_late_gets_everything() -> None:
