@@ -41,7 +41,7 @@ from fulgurite.ids import (
 from services.gateway.errors import Forbidden, InvalidRequest, NotFound, Unavailable, clipped
 from services.gateway.identity.authenticator import Caller
 from services.gateway.identity.conversation_matching import ConversationMatcher
-from services.gateway.identity.declared_groups import DeclaredGroups, GroupEntry
+from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.harnesses import HarnessIdentity
 from services.gateway.identity.keys import KeyRing
 
@@ -172,10 +172,6 @@ class RolloutResolver:
         return caller.admin or any(
             is_owned(ref.group_id, caller.owner, secret) for secret in self._ring.secrets
         )
-
-    async def entry(self, group_id: str) -> GroupEntry | None:
-        """What is remembered of a declared group."""
-        return await self._groups.get(group_id)
 
     async def _with_plain_key(
         self, caller: Caller, named: Named, alias: str, role: str, now_ms: int

@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 from services.gateway.errors import Overloaded, RateLimited
 from services.gateway.settings import GatewaySettings
@@ -71,15 +71,6 @@ class Gate:
     def waiting(self) -> int:
         """Calls in the queue."""
         return len(self._queue)
-
-    @asynccontextmanager
-    async def place(self, key: str) -> AsyncGenerator[None]:
-        """Hold a place. Raises Overloaded."""
-        await self.enter(key)
-        try:
-            yield
-        finally:
-            self.leave(key)
 
     async def enter(self, key: str) -> None:
         """Take a place, which `leave` gives back. Raises Overloaded."""
