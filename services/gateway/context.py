@@ -21,7 +21,7 @@ from services.gateway.identity.authenticator import Authenticator, plain_owner
 from services.gateway.identity.conversation_matching import MEMORY_LIMIT, ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.harnesses import Harnesses
-from services.gateway.identity.idempotency import Idempotency
+from services.gateway.identity.idempotency import STATUSES_IN_MEMORY, Idempotency
 from services.gateway.identity.keys import KeyRing
 from services.gateway.identity.live_training import ROLLOUTS_IN_MEMORY, LiveTraining
 from services.gateway.identity.roles import Roles, role_aliases
@@ -72,6 +72,8 @@ class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     live_training: LiveTraining
     store: Store
     idempotency: Idempotency
+    status_idempotency: Idempotency
+    """Of statuses, of which agents may send many."""
     recorder: Recorder
     call_recorder: CallRecorder
     recorded_calls: RecordedCalls
@@ -184,6 +186,7 @@ def make_context(
         ),
         store=store,
         idempotency=Idempotency(store),
+        status_idempotency=Idempotency(_shared_or_own(settings, store, STATUSES_IN_MEMORY)),
         recorder=recorder,
         call_recorder=CallRecorder(
             recorder,
@@ -215,8 +218,8 @@ def make_context(
 
 
 def _shared_or_own(settings: GatewaySettings, store: Store, limit: int) -> Store:
-    """Redis; without it a memory of its own, so that many small entries do not push idempotency
-    keys out of the shared one.
+    """Redis; without it a memory of its own, so that many small entries do not push declared groups
+    and idempotency keys of rewards out of the shared one.
     """
     return store if settings.redis_url else MemoryStore(limit=limit)
 

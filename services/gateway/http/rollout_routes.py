@@ -228,7 +228,7 @@ class RolloutRoutes:
 
         # The attempt is in the scope, as it is in the event's id: an agent may send the same key in
         # each attempt.
-        reply = await self._context.idempotency.answer_once(
+        reply = await self._context.status_idempotency.answer_once(
             f"status:{ref.rollout_id}/{attempt}",
             idempotency_key,
             msgspec.json.encode(body.model_dump(), order="sorted"),

@@ -15,6 +15,7 @@ import pytest
 from fulgurite.events import AgentStatus
 from fulgurite.ids import completion_of, mint_group, rollout_of
 from services.gateway.identity.keys import KeyRing
+from services.gateway.identity.store import MemoryStore
 from tests.fuzz.gateway import ADMIN, PLAIN, SIGNING, Answer, InProcess, in_process
 
 SECRET = KeyRing.parse(SIGNING).signing_secret
@@ -290,6 +291,21 @@ async def test_a_status_with_a_used_idempotency_key(gateway: InProcess) -> None:
     later = (await ask(gateway, f"{path}/attempts", {})).json()["api_key"]
     second = await ask(gateway, f"{path}/status", {"kind": "finished"}, later, **key)
     assert (second.status, second.json()["attempt"]) == (201, 1)
+
+
+async def test_statuses_do_not_make_a_gateway_without_redis_forget_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryStore.__init__, "__defaults__", (3,))
+    async with in_process(tmp_path) as gateway:
+        [grant] = (await declare(gateway, max_attempts=2))["rollouts"]
+        path = f"/v1/rollouts/{grant['rollout_id']}"
+        for number in range(5):
+            key = {"idempotency-key": str(number)}
+            body = {"kind": "heartbeat"}
+            sent = await ask(gateway, f"{path}/status", body, grant["api_key"], **key)
+            assert sent.status == 201
+        assert (await ask(gateway, f"{path}/attempts", {})).status == 201
 
 
 async def test_a_repeated_reward_is_the_same_with_and_without_allow_unknown(
