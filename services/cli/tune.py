@@ -25,7 +25,6 @@ from services.cli.tuning import (
     QueuedRunner,
     read_tuning_tasks,
     require_apart,
-    reward_files,
     tuning_id,
 )
 from services.common.kafka.reachability import answering
@@ -241,11 +240,7 @@ def tune(
             pass_environment=tuple(env or ()),
             cwd=Path.cwd(),
         )
-        name = tuning_id(
-            alias, role, method, n, seed, slots, pool, least_reward, minibatch, text or "",
-            [one.key for one in train], [one.key for one in chosen_by], command, rewards, weights,
-            *reward_files(rewards.values()),
-        )  # fmt: skip
+        name = tuning_id(plan, options, role)
         table = read_prices(prices) if prices is not None else None
         since_ms = None if since is None else parse_window(since)
         kafka = answering(KafkaSettings())

@@ -26,8 +26,9 @@ from services.replay.log_source import LogSource
 from services.replay.scoring import scores
 from services.runner.errors import BadTasks
 from services.runner.jobs import GroupResult, JobQueue
-from services.runner.options import Task, question_of, read_tasks
+from services.runner.options import RunOptions, Task, question_of, read_tasks, task_id
 from services.runner.scoreboard import Score
+from services.tuner.plan import Plan
 from services.tuner.rollouts import GroupOutcome, RolloutResult, TuningTask, example_of
 
 
@@ -148,12 +149,17 @@ def require_apart(**files: Sequence[TuningTask]) -> None:
                 )
 
 
-def tuning_id(*parts: object) -> str:
+def tuning_id(plan: Plan, options: RunOptions, role: str | None) -> str:
     """The id of a tuning: the same for the same command on the same files."""
-    texts = [
-        part.read_text(encoding="utf-8") if isinstance(part, Path) else str(part) for part in parts
-    ]
-    return f"tune-{derive_id('tuning', *texts)[:12]}"
+    # A task's `reference` counts: rewards that were computed from another one are not valid.
+    parts = (
+        options.model, role, plan.method, plan.n, plan.seed, plan.slots, plan.pool,
+        plan.least_reward, plan.minibatch, plan.start or "",
+        [task_id(one.task) for one in plan.train], [task_id(one.task) for one in plan.validation],
+        list(options.command), options.rewards, options.weights,
+    )  # fmt: skip
+    files = [path.read_text(encoding="utf-8") for path in reward_files(options.rewards.values())]
+    return f"tune-{derive_id('tuning', *map(str, parts), *files)[:12]}"
 
 
 def reward_files(references: Iterable[str]) -> list[Path]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from fulgurite.prompts.overlap import OverlapGuard
+from fulgurite.prompts.tuning import Budget
 from services.cli.main import app
 from services.cli.tuning import key_of, read_tuning_tasks, reward_files, tuning_id
+from services.runner.options import RunOptions
+from services.tuner.plan import Method, Plan
 
 NOWHERE = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "COLUMNS": "200"}
 
@@ -95,12 +101,49 @@ def test_a_task_is_named_by_what_the_agent_gets(tmp_path: Path) -> None:
     assert found[0].key == key_of({"question": "a", "reference": "another"})
 
 
+def plan_of(folder: Path, **changed: Any) -> Plan:
+    default = Plan(
+        method=Method.gepa,
+        train=read_tuning_tasks(Path(write(folder / "train.jsonl", "a", "b"))),
+        validation=read_tuning_tasks(Path(write(folder / "validation.jsonl", "c"))),
+        guard=OverlapGuard([]),
+        n=1,
+        candidates=16,
+        budget=Budget(),
+        seed=0,
+        slots=4,
+        pool=16,
+        least_reward=1.0,
+        start=None,
+        minibatch=3,
+        promote=False,
+    )
+    return msgspec.structs.replace(default, **changed)
+
+
 def test_a_tuning_is_named_by_its_command_and_its_reward_function(tmp_path: Path) -> None:
     path = tmp_path / "rewards.py"
     path.write_text("1")
-    [file] = reward_files([f"{path}:score", "builtin:f1", "judge:policy", "gone.py:score"])
-    before = tuning_id("policy", 1, file)
-    assert tuning_id("policy", 1, file) == before
-    assert tuning_id("policy", 2, file) != before
+    rewards = {"own": f"{path}:score", "f1": "builtin:f1", "gone": "gone.py:score"}
+    assert reward_files(rewards.values()) == [path]
+    plan = plan_of(tmp_path)
+    options = RunOptions(tasks=tmp_path, command=("true",), run_id="r", rewards=rewards)
+    before = tuning_id(plan, options, None)
+    another_run = msgspec.structs.replace(options, run_id="s")
+    more = msgspec.structs.replace(plan, candidates=20, budget=Budget(calls=9), promote=True)
+    assert tuning_id(more, another_run, None) == before
+    assert tuning_id(msgspec.structs.replace(plan, seed=1), options, None) != before
+    assert tuning_id(plan, msgspec.structs.replace(options, command=("false",)), None) != before
+    assert tuning_id(plan, options, "writer") != before
     path.write_text("2")
-    assert tuning_id("policy", 1, file) != before
+    assert tuning_id(plan, options, None) != before
+
+
+def test_a_corrected_reference_begins_a_tuning_anew(tmp_path: Path) -> None:
+    options = RunOptions(tasks=tmp_path, command=("true",), run_id="r")
+    before = plan_of(tmp_path)
+    (tmp_path / "other.jsonl").write_text('{"question": "c", "reference": "corrected"}')
+    corrected = read_tuning_tasks(tmp_path / "other.jsonl")
+    assert [one.key for one in corrected] == [one.key for one in before.validation]
+    after = msgspec.structs.replace(before, validation=corrected)
+    assert tuning_id(after, options, None) != tuning_id(before, options, None)
