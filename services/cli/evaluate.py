@@ -19,7 +19,7 @@ from services.cli.evaluation_rounds import Promotion, rounds
 from services.cli.gateway_models import policy_of
 from services.cli.held_out import Earned, Pair, held_out_rewards, pairs, reason_of
 from services.cli.measuring import measuring
-from services.cli.options import Margin, MinTasks, Weights
+from services.cli.options import Margin, MinTasks, Weights, read_reward_functions
 from services.cli.output import print_json, print_table
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
@@ -28,7 +28,7 @@ from services.common.runtime.interrupts import interrupts_noted
 from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import BadArgument
 from services.runner.command import Concurrency, Limit, PassedVariables, Preload
-from services.runner.options import RunOptions, read_rewards, read_weights
+from services.runner.options import RunOptions, read_weights
 from services.runner.summary import INTERRUPTED, USELESS
 
 
@@ -59,8 +59,8 @@ def evaluate(
     reward: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[NAME=]FILE.py:FN|builtin:NAME|judge:ALIAS",
-            help="Reward function, as of `fulgurite run`. Repeatable with names.",
+            metavar="[NAME=]FILE.py:FN|builtin:NAME",
+            help="Reward function, as of `fulgurite run`; no judge. Repeatable with names.",
         ),
     ] = None,
     weight: Weights = None,
@@ -151,7 +151,7 @@ def evaluate(
                 run_id="",
                 n=n,
                 concurrency=concurrency,
-                rewards=read_rewards(reward),
+                rewards=read_reward_functions(reward),
                 weights=read_weights(weight or ()),
                 mode=Mode.val,
                 model=alias,

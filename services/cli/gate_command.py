@@ -19,7 +19,7 @@ from services.cli.gateway_models import GatewaySilent, aliases_of_gateway
 from services.cli.held_out import tasks_of
 from services.cli.live_gate import LiveGate, Trials
 from services.cli.measuring import measuring
-from services.cli.options import MinTasks, Weights
+from services.cli.options import MinTasks, Weights, read_reward_functions
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.common.policies.route_targets import check_alias
@@ -29,7 +29,7 @@ from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import BadArgument
 from services.replay.windows import shown
 from services.runner.command import Concurrency, PassedVariables, Preload
-from services.runner.options import RunOptions, read_rewards, read_weights
+from services.runner.options import RunOptions, read_weights
 from services.runner.summary import INTERRUPTED
 
 _RAILS = GuardRails()
@@ -97,8 +97,8 @@ def gate(
     reward: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[NAME=]FILE.py:FN|builtin:NAME|judge:ALIAS",
-            help="Reward function for the held-out tasks. Repeatable with names.",
+            metavar="[NAME=]FILE.py:FN|builtin:NAME",
+            help="Reward function for the held-out tasks; no judge. Repeatable with names.",
         ),
     ] = None,
     weight: Weights = None,
@@ -152,8 +152,8 @@ def gate(
     with report_errors("gate"):
         if most < least:
             raise BadArgument(f"--most {most} is less than --least {least}")
-        kafka = answering(KafkaSettings())
         options = _task_options(alias, command, tasks, reward, weight, task_alias, load=load)
+        kafka = answering(KafkaSettings())
         if options is not None:
             options = msgspec.structs.replace(
                 options,
@@ -231,7 +231,7 @@ def _task_options(
         tasks=tasks,
         command=tuple(command),
         run_id="",
-        rewards=read_rewards(reward),
+        rewards=read_reward_functions(reward),
         weights=read_weights(weight or ()),
         mode=Mode.val,
         model=task_alias or alias,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from services.replay.errors import BadArgument
+from services.runner.options import JUDGE, read_rewards
 
 Archive = Annotated[
     Path | None,
@@ -60,3 +64,19 @@ Since = Annotated[
         "ISO time in UTC, or `all`.",
     ),
 ]
+
+
+def read_reward_functions(given: Sequence[str]) -> dict[str, str]:
+    """Parse `[NAME=]REFERENCE` where rewards must compare versions: a judge's do not.
+
+    Raises ValueError, BadArgument.
+    """
+    rewards = read_rewards(given)
+    for reference in rewards.values():
+        if reference.startswith(JUDGE):
+            raise BadArgument(
+                f"--reward {reference}: a judge ranks the rollouts of one group, and all rollouts "
+                "of a group are of one version here, so its rewards compare no versions. Give a "
+                "reward function, FILE.py:FN or builtin:NAME (docs/how-to/rewards.md)"
+            )
+    return rewards

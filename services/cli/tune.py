@@ -17,6 +17,7 @@ from fulgurite.prompts.overlap import OverlapGuard
 from fulgurite.prompts.tuning import Budget
 from services.cli.cost import read_prices
 from services.cli.errors import report_errors
+from services.cli.options import read_reward_functions
 from services.cli.prompt_files import read_text
 from services.cli.tune_report import TuneReport
 from services.cli.tuning import (
@@ -45,7 +46,7 @@ from services.runner.command import (
 )
 from services.runner.errors import RunnerError
 from services.runner.jobs import JobQueue
-from services.runner.options import RunOptions, read_rewards, read_weights
+from services.runner.options import RunOptions, read_weights
 from services.runner.summary import INTERRUPTED, USELESS
 from services.tuner.errors import TunerError
 from services.tuner.plan import Method, Plan
@@ -86,8 +87,8 @@ def tune(
     reward: Annotated[
         list[str],
         typer.Option(
-            metavar="[NAME=]FILE.py:FN|builtin:NAME|judge:ALIAS",
-            help="Reward function, as of `fulgurite run`. Repeatable with names.",
+            metavar="[NAME=]FILE.py:FN|builtin:NAME",
+            help="Reward function, as of `fulgurite run`; no judge. Repeatable with names.",
         ),
     ],
     weight: Annotated[
@@ -205,7 +206,7 @@ def tune(
         train, chosen_by = read_tuning_tasks(tasks), read_tuning_tasks(validation)
         hidden = read_tuning_tasks(held_out) if held_out is not None else ()
         require_apart(tasks=train, validation=chosen_by, **{"held-out": hidden})
-        rewards, weights = read_rewards(reward), read_weights(weight or ())
+        rewards, weights = read_reward_functions(reward), read_weights(weight or ())
         text = None if start is None else read_text(start)
         # Examples quote the training tasks that they are of; a text that is written may not.
         unseen = (*chosen_by, *hidden, *(train if method is Method.gepa else ()))
