@@ -21,6 +21,7 @@ from fulgurite.selection.logged import LoggedEpisode, earned
 from fulgurite.selection.outcomes import Outcome, of_variants
 from fulgurite.selection.rules import Objective, SelectionRules
 from fulgurite.selection.shares import raise_to_floors, tracking_shares
+from fulgurite.selection.uneven_rewards import find_uneven_rewards
 from fulgurite.selection.verdict import compare_variants
 
 ANYWHERE = ""
@@ -48,6 +49,8 @@ class Shares(EventStruct, frozen=True, kw_only=True):
     targets: tuple[RouteTarget, ...]
     variants: tuple[VariantReport, ...]
     differences: tuple[VariantDifference, ...]
+    withheld: str | None
+    """Why the differences that there would be are not stated."""
     known_until: int
     """When the newest outcome became known; 0 without any."""
     counted: int
@@ -88,16 +91,18 @@ def decide(
         for variant, found in of_variants(outcomes, targets).items()
     }
     differences = _differences(known, rules)
+    withheld = _why_withheld(known, rules) if differences else None
     wanted, reason = _wanted(targets, known, rules, ended, posterior)
     floors = _floors(known, rules)
     shares = {cell: raise_to_floors(found, floors) for cell, found in wanted.items()}
     return Shares(
         targets=tuple(_target(target, name, shares) for name, target in targets.items()),
         variants=tuple(_report(name, one, shares[ANYWHERE][name]) for name, one in known.items()),
-        differences=differences,
+        differences=() if withheld else differences,
+        withheld=withheld,
         known_until=max((one.known_at for one in outcomes), default=0),
         counted=sum(len(one.values) for one in known.values()),
-        reason=reason,
+        reason=f"{reason}; no comparison: {withheld}" if withheld else reason,
     )
 
 
@@ -196,6 +201,12 @@ def _differences(
     )
 
 
+def _why_withheld(known: Mapping[str, _Known], rules: SelectionRules) -> str | None:
+    """Why the differences between the variants that no guard rail stopped would be wrong."""
+    compared = {name: one.outcomes for name, one in known.items() if one.guard is None}
+    return find_uneven_rewards(compared, rules.guard.share)
+
+
 def _floors(known: Mapping[str, _Known], rules: SelectionRules) -> dict[str, float]:
     least = min(rules.floor, 1 / len(known))
     is_open = any(one.guard is None for one in known.values())
@@ -247,7 +258,8 @@ def verdict_of(shares: Shares, rules: SelectionRules) -> tuple[bool, str | None,
         )
         return True, winner, f"{against}, at {rules.confidence:.0%} confidence"
     if shares.counted >= rules.most_episodes:
-        return True, None, f"no variant is better than all others after {shares.counted} episodes"
+        why = f"no variant is better than all others after {shares.counted} episodes"
+        return True, None, f"{why}: {shares.withheld}" if shares.withheld else why
     return False, None, ""
 
 

@@ -16,9 +16,9 @@ from fulgurite.selection.logged import LoggedEpisode
 LEAST_EFFECTIVE = 20.0
 """Effective sample size below which the intervals are not to be trusted."""
 _CERTAIN = 1 - 1e-9
-_IMBALANCE = 0.05
-_DEVIATIONS = 4.0
-"""A balance that is this many standard errors off, and by more than `_IMBALANCE`, is no chance."""
+IMBALANCE = 0.05
+DEVIATIONS = 4.0
+"""A balance that is this many standard errors off, and by more than `IMBALANCE`, is no chance."""
 
 
 class Supported(EventStruct, frozen=True, kw_only=True):
@@ -97,7 +97,7 @@ def _require_balance(variant: str, used: Sequence[LoggedEpisode]) -> None:
     mean = sum(weights) / len(weights)
     square = sum((weight - mean) ** 2 for weight in weights) / len(weights)
     error = math.sqrt(square / len(weights))
-    if abs(mean - 1) > max(_IMBALANCE, _DEVIATIONS * error):
+    if abs(mean - 1) > max(IMBALANCE, DEVIATIONS * error):
         raise NoSupport(
             f"by their propensities, the episodes of {variant!r} stand for {mean:.0%} of the log's "
             f"{len(used)}, and not for all: it had no share for a part of the time, or its "

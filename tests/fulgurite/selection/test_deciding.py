@@ -177,6 +177,22 @@ def test_differences_need_variants_that_have_warmed_up() -> None:
     assert decided(*many, rules=cold).differences == ()
 
 
+def test_rewards_that_one_variant_has_less_often_say_nothing() -> None:
+    many = [outcome(n, "ab"[n % 2], float(n % 3 == 0)) for n in range(200)]
+    kept = [one for n, one in enumerate(many) if n % 4 != 1]
+    assert decided(*kept).differences != ()
+    unrewarded = [outcome(n, "b", None) for n in range(1, 200, 4)]
+    found = decided(*kept, *unrewarded)
+    assert found.differences == ()
+    assert found.withheld is not None
+    assert found.withheld.startswith("50% of the episodes of 'upstream:b' have a reward, and 75%")
+    assert found.reason == f"what the variants earn; no comparison: {found.withheld}"
+    rules = msgspec.structs.replace(RULES, most_episodes=100)
+    has_ended, winner, why = verdict_of(found, rules)
+    assert (has_ended, winner) == (True, None)
+    assert why == f"no variant is better than all others after 150 episodes: {found.withheld}"
+
+
 def test_a_verdict_needs_every_difference_or_enough_episodes() -> None:
     sure, unsure = (
         VariantDifference(better="a", worse="b", mean=0.2, low=low, high=0.3, groups=50)
