@@ -27,6 +27,8 @@ class Outcome(EventStruct, frozen=True, kw_only=True):
     """Mean time of the alias's calls."""
     started_at: int
     """First call of the alias, Unix milliseconds."""
+    ended_at: int
+    """End of the episode, Unix milliseconds. A late reward does not move it."""
     known_at: int
     """Event time of the newest event that it is made of."""
 
@@ -70,6 +72,7 @@ def _outcome_of(episode: Episode, alias: str, prices: Prices | None) -> Outcome 
         is_failed=any(map(is_failed_by_server, calls)),
         call_seconds=logged.seconds / len(calls),
         started_at=calls[0].started_at,
+        ended_at=episode.ended_at,
         known_at=episode.event_time,
     )
 

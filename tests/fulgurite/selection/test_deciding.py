@@ -47,6 +47,7 @@ def outcome(number: int, name: str, reward: float | None = 1.0, **changes: Any) 
         is_failed=False,
         call_seconds=1.0,
         started_at=number,
+        ended_at=number,
         known_at=number,
     )
     return msgspec.structs.replace(made, **changes)

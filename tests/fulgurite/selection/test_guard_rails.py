@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from fulgurite.selection.guard_rails import guard_reason
@@ -23,6 +24,7 @@ def outcome(*, is_failed: bool = False, call_seconds: float = 1.0) -> Outcome:
         is_failed=is_failed,
         call_seconds=call_seconds,
         started_at=0,
+        ended_at=0,
         known_at=0,
     )
 
@@ -56,7 +58,15 @@ GOOD, FAILED, SLOW = outcome(), outcome(is_failed=True), outcome(call_seconds=3.
 def test_bad_episodes_among_the_latest_are_counted(
     outcomes: list[Outcome], is_held: bool, reason: str | None
 ) -> None:
-    assert guard_reason(outcomes, RULES, is_held=is_held) == reason
+    in_order = [msgspec.structs.replace(one, ended_at=place) for place, one in enumerate(outcomes)]
+    assert guard_reason(in_order, RULES, is_held=is_held) == reason
+
+
+def test_late_votes_on_earlier_episodes_do_not_lift_it() -> None:
+    down = [msgspec.structs.replace(FAILED, ended_at=place) for place in range(100, 106)]
+    votes = [msgspec.structs.replace(GOOD, ended_at=place, known_at=500) for place in range(20)]
+    reason = "6 of its latest 20 episodes failed"
+    assert guard_reason([*down, *votes], RULES, is_held=True) == reason
 
 
 def test_without_a_limit_no_call_is_too_slow() -> None:

@@ -48,6 +48,7 @@ def test_a_reward_may_come_before_or_after_its_episode() -> None:
     (after,) = folded(ended, reward)
     assert (after.is_rewarded, after.episode.reward, after.known_at) == (True, 0.7, 9_000)
     assert (after.call_seconds, after.started_at, after.is_failed) == (1.0, 100, False)
+    assert before.ended_at == after.ended_at == ended.ended_at
     assert folded(reward, ended) == [after]
 
 

@@ -26,6 +26,7 @@ def outcome(propensity: float | None = 0.5, *, is_rewarded: bool = True) -> Outc
         is_failed=False,
         call_seconds=1.0,
         started_at=0,
+        ended_at=0,
         known_at=0,
     )
 
