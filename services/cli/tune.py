@@ -243,6 +243,7 @@ def tune(
         )
         name = tuning_id(plan, options, role)
         table = read_prices(prices) if prices is not None else None
+        _check_price(max_money, table, reflection_model)
         since_ms = None if since is None else parse_window(since)
         kafka = answering(KafkaSettings())
         report = TuneReport(name, as_json=as_json)
@@ -288,6 +289,19 @@ def _check(
         raise BadArgument("--since is for --method demonstrations: leave it out")
     if max_money is not None and prices is None:
         raise BadArgument("--max-money needs --prices FILE (docs/how-to/cost.md)")
+
+
+def _check_price(
+    max_money: float | None, prices: Prices | None, reflection_model: str | None
+) -> None:
+    """Raise BadArgument for a limit that could not count what the reflection model costs."""
+    if max_money is None or prices is None or reflection_model is None:
+        return
+    if reflection_model not in prices.tokens:
+        raise BadArgument(
+            f"the price file has no price for the reflection model {reflection_model!r}, so "
+            f'--max-money cannot be held: add [tokens."{reflection_model}"] (docs/how-to/cost.md)'
+        )
 
 
 Search = Callable[[Scorer], None]

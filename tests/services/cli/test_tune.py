@@ -90,6 +90,20 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     assert "the price file" in output(tmp_path, "--prices", missing)
 
 
+def test_a_limit_of_money_needs_a_price_of_the_reflection_model(tmp_path: Path) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text('currency = "EUR"\n[tokens.policy]\ninput = 1.0\noutput = 1.0\n')
+    gepa = ("--method", "gepa", "--reflection-model", "teacher", "--prices", str(prices))
+    limited = (*gepa, "--max-money", "3")
+    found = output(tmp_path, *limited)
+    assert "no price for the reflection model 'teacher', so --max-money cannot be held" in found
+    assert 'add [tokens."teacher"]' in found
+    assert "127.0.0.1:1" in output(tmp_path, *gepa, code=2)
+    with prices.open("a") as file:
+        file.write("[tokens.teacher]\ninput = 1.0\noutput = 1.0\n")
+    assert "127.0.0.1:1" in output(tmp_path, *limited, code=2)
+
+
 def test_without_a_log_it_exits_2(tmp_path: Path) -> None:
     assert "127.0.0.1:1" in output(tmp_path, code=2)
 
