@@ -42,6 +42,7 @@ def search_demonstrations(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pool = _gather(plan, log, scorer, recorded)
     keys = [task.key for task in plan.validation]
+    _require_room(plan, log, keys)
     space = _space(plan, pool)
     study = optuna.create_study(
         direction="maximize",
@@ -83,20 +84,35 @@ def search_demonstrations(
 def _gather(
     plan: Plan, log: TuningLog, scorer: Scorer, recorded: RecordedRollouts
 ) -> tuple[Example, ...]:
-    """The examples to choose from. Runs the training tasks as long as there are too few."""
+    """The examples to choose from. Runs the training tasks as long as there are too few, and the
+    budget has room for them and for a first candidate.
+    """
     baseline = log.state.baseline()
     version = None if baseline is None else baseline.version
     found = recorded.examples()
     pool = choose_pool(found, plan.guard, plan.pool, plan.least_reward)
+    is_short = False
     for start in range(0, len(plan.train), plan.pool):
-        if len(pool) >= plan.pool or not log.state.allows(plan.budget, plan.n * plan.pool):
+        if len(pool) >= plan.pool:
             break
         tasks = plan.train[start : start + plan.pool]
+        missing = log.state.missing(version, TuningStage.training, [task.key for task in tasks])
+        needed = plan.n * (len(missing) + len(plan.validation)) + _candidate_rollouts(plan)
+        # What is in the log costs nothing.
+        if missing and not log.state.allows(plan.budget, needed):
+            is_short = True
+            break
         scores = scorer.score(version, TuningStage.training, tasks)
         for task, outcome in zip(tasks, scorer.outcomes(scores), strict=True):
             made = (example_of(one, task.key, log.alias, log.role) for one in outcome.rollouts)
             found += [example for example in made if example is not None]
         pool = choose_pool(found, plan.guard, plan.pool, plan.least_reward)
+    if not pool and is_short:
+        raise CannotTune(
+            "the budget has no room for training tasks beside what a first candidate and its "
+            "comparison need, and no example was found without: give a larger --max-calls or "
+            "--max-money, fewer validation tasks, or episodes of the log with --since"
+        )
     if not pool:
         raise CannotTune(
             f"no rollout of the {len(plan.train)} training tasks earned {plan.least_reward:g} and "
@@ -104,6 +120,20 @@ def _gather(
             "of the log with --since"
         )
     return pool
+
+
+def _require_room(plan: Plan, log: TuningLog, keys: Sequence[str]) -> None:
+    """Raise CannotTune if the budget has no room for the baseline and a first candidate."""
+    baseline = log.state.baseline()
+    version = None if baseline is None else baseline.version
+    missing = log.state.missing(version, TuningStage.validation, keys)
+    needed = plan.n * len(missing) + _candidate_rollouts(plan)
+    if missing and not log.state.allows(plan.budget, needed):
+        raise CannotTune(
+            f"the budget has no room for the {needed} rollouts that the prompt in force, a first "
+            f"candidate and their comparison need on {len(keys)} validation tasks: give a larger "
+            "--max-calls or --max-money, or fewer validation tasks"
+        )
 
 
 def _space(plan: Plan, pool: Sequence[Example]) -> dict[str, optuna.distributions.BaseDistribution]:
@@ -158,5 +188,11 @@ def _candidate(
 
 
 def _may_go_on(plan: Plan, log: TuningLog) -> bool:
-    needed = plan.n * len(plan.validation) + plan.comparing
-    return len(log.state.candidates()) < plan.candidates and log.state.allows(plan.budget, needed)
+    return len(log.state.candidates()) < plan.candidates and log.state.allows(
+        plan.budget, _candidate_rollouts(plan)
+    )
+
+
+def _candidate_rollouts(plan: Plan) -> int:
+    """Rollouts that score a candidate and compare the best one."""
+    return plan.n * len(plan.validation) + plan.comparing

@@ -196,6 +196,43 @@ def test_the_budget_leaves_room_for_the_comparison() -> None:
     assert state.spent.calls <= 52
 
 
+def by_any_example(messages: list[dict[str, Any]]) -> float:
+    """Right where an example is shown, and on one training task."""
+    asked = messages[-1]["content"]
+    return float(asked.endswith("number 2") if asked.startswith("train") else len(messages) > 2)
+
+
+@pytest.mark.parametrize("calls", [37, 42, 56])
+def test_examples_are_gathered_only_as_far_as_a_candidate_fits(calls: int) -> None:
+    topic = Topic()
+    agent = Agent(topic, by_any_example)
+    limited = plan(train=tasks("train", 24), pool=5, budget=Budget(calls=calls))
+    verdict = tune(topic, agent, limited)
+    assert verdict.difference is not None
+    assert topic.log().state.spent.calls <= calls
+    ran = len(agent.ran)
+    assert tune(topic, agent, limited) == verdict
+    assert len(agent.ran) == ran, "a tuning that has spent its budget still has its examples"
+
+
+def test_without_room_for_a_batch_of_training_tasks_it_says_so() -> None:
+    agent = Agent(Topic(), by_any_example)
+    with pytest.raises(CannotTune, match="the budget has no room for training tasks"):
+        tune(Topic(), agent, plan(budget=Budget(calls=35)))
+    assert not agent.ran, "4 training tasks, and 32 rollouts afterwards"
+
+
+def test_a_budget_without_room_for_a_candidate_is_not_begun() -> None:
+    agent, warm = (Agent(Topic(), helped_by(GOOD)) for _ in range(2))
+    outcome = warm.submit(tasks("train", 3)[2], "none").result()
+    example = example_of(outcome.rollouts[0], outcome.group_id, "policy", None)
+    assert example is not None
+    agent.earlier = [example]
+    with pytest.raises(CannotTune, match="no room for the 32 rollouts"):
+        tune(Topic(), agent, plan(budget=Budget(calls=20)))
+    assert not agent.ran
+
+
 def test_examples_of_the_log_are_enough() -> None:
     earlier = Agent(Topic(), helped_by(GOOD))
     outcomes = [earlier.submit(task, "none").result() for task in tasks("train", 4)]
