@@ -134,7 +134,8 @@ class TuningLog:
 
     def decide(self, kind: PromptKind, candidate: PromptUpdate, reason: str) -> PromptUpdate:
         """Propose a candidate, or put it in force, unless that is done; returns the event."""
-        current, decided = self.in_force(), self.state.decided
+        # Of the role alone: a rollback returns to the parent, which the alias's version cannot be.
+        current, decided = self.state.history.current(self.alias, self.role), self.state.decided
         version = None if current is None else current.version
         if (
             decided is not None
