@@ -241,7 +241,7 @@ def tune(
             pass_environment=tuple(env or ()),
             cwd=Path.cwd(),
         )
-        name = tuning_id(plan, options, role)
+        name = tuning_id(plan, options, role, reflection_model)
         table = read_prices(prices) if prices is not None else None
         _check_price(max_money, table, reflection_model)
         since_ms = None if since is None else parse_window(since)

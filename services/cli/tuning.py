@@ -149,14 +149,16 @@ def require_apart(**files: Sequence[TuningTask]) -> None:
                 )
 
 
-def tuning_id(plan: Plan, options: RunOptions, role: str | None) -> str:
+def tuning_id(
+    plan: Plan, options: RunOptions, role: str | None, reflection_model: str | None
+) -> str:
     """The id of a tuning: the same for the same command on the same files."""
     # A task's `reference` counts: rewards that were computed from another one are not valid.
     parts = (
         options.model, role, plan.method, plan.n, plan.seed, plan.slots, plan.pool,
         plan.least_reward, plan.minibatch, plan.start or "",
         [task_id(one.task) for one in plan.train], [task_id(one.task) for one in plan.validation],
-        list(options.command), options.rewards, options.weights,
+        list(options.command), options.rewards, options.weights, reflection_model,
     )  # fmt: skip
     files = [path.read_text(encoding="utf-8") for path in reward_files(options.rewards.values())]
     return f"tune-{derive_id('tuning', *map(str, parts), *files)[:12]}"

@@ -142,15 +142,19 @@ def test_a_tuning_is_named_by_its_command_and_its_reward_function(tmp_path: Path
     assert reward_files(rewards.values()) == [path]
     plan = plan_of(tmp_path)
     options = RunOptions(tasks=tmp_path, command=("true",), run_id="r", rewards=rewards)
-    before = tuning_id(plan, options, None)
+    before = tuning_id(plan, options, None, "teacher")
     another_run = msgspec.structs.replace(options, run_id="s")
     more = msgspec.structs.replace(plan, candidates=20, budget=Budget(calls=9), promote=True)
-    assert tuning_id(more, another_run, None) == before
-    assert tuning_id(msgspec.structs.replace(plan, seed=1), options, None) != before
-    assert tuning_id(plan, msgspec.structs.replace(options, command=("false",)), None) != before
-    assert tuning_id(plan, options, "writer") != before
+    assert tuning_id(more, another_run, None, "teacher") == before
+    assert tuning_id(msgspec.structs.replace(plan, seed=1), options, None, "teacher") != before
+    assert (
+        tuning_id(plan, msgspec.structs.replace(options, command=("false",)), None, "teacher")
+        != before
+    )
+    assert tuning_id(plan, options, "writer", "teacher") != before
+    assert tuning_id(plan, options, None, "larger") != before, "another model writes other texts"
     path.write_text("2")
-    assert tuning_id(plan, options, None) != before
+    assert tuning_id(plan, options, None, "teacher") != before
 
 
 def test_a_corrected_reference_begins_a_tuning_anew(tmp_path: Path) -> None:
@@ -160,4 +164,4 @@ def test_a_corrected_reference_begins_a_tuning_anew(tmp_path: Path) -> None:
     corrected = read_tuning_tasks(tmp_path / "other.jsonl")
     assert [one.key for one in corrected] == [one.key for one in before.validation]
     after = msgspec.structs.replace(before, validation=corrected)
-    assert tuning_id(after, options, None) != tuning_id(before, options, None)
+    assert tuning_id(after, options, None, "teacher") != tuning_id(before, options, None, "teacher")
