@@ -54,7 +54,10 @@ class _Trace:
 def search_by_reflection(
     plan: Plan, log: TuningLog, scorer: Scorer, model: ReflectionModel
 ) -> None:
-    """Evolve the system prompt until the plan's limits are reached."""
+    """Evolve the system prompt until the plan's limits are reached.
+
+    Raises CannotTune, also if the text to begin with copies a task; ReflectionFailed.
+    """
     adapter = _Adapter(plan, log, scorer, model, _first_text(plan, log, scorer))
     optimize(
         seed_candidate={SYSTEM: adapter.first},
@@ -79,6 +82,12 @@ def _first_text(plan: Plan, log: TuningLog, scorer: Scorer) -> str:
     """The system prompt to begin with."""
     baseline = log.state.baseline()
     if plan.start is not None:
+        overlap = plan.guard.find([plan.start])
+        if overlap is not None:
+            raise CannotTune(
+                f"the text of --start copies a task: {overlap}. No candidate may quote the tasks: "
+                "take these words out of it, or the task out of its file"
+            )
         return plan.start
     if baseline is not None and baseline.system is not None:
         return baseline.system

@@ -221,6 +221,15 @@ def test_a_text_to_begin_with_is_a_candidate_itself() -> None:
     ]
 
 
+def test_a_text_to_begin_with_that_copies_a_task_is_an_error() -> None:
+    agent, model = Agent(Topic(), by_stars), Reflector("Answer ****")
+    start = "Answer *, for example test question number 3"
+    with pytest.raises(CannotTune, match="--start copies a task: 'test question number 3' stands"):
+        tune(Topic(), agent, model, plan(start=start))
+    assert not agent.ran
+    assert not model.asked
+
+
 class SilentAgent(Agent):
     """Sends no system prompt."""
 
