@@ -3,12 +3,13 @@
 It keeps records beyond the topics' retention. Files are partitioned by topic and day (UTC, by
 record time):
 
-    DIR/topic=llm.calls/day=2026-01-31/partition-003.<run>.parquet      offset, timestamp, key, value, event_id, event_type
+    DIR/topic=llm.calls/day=2026-01-31/partition-003.<id>.parquet       offset, timestamp, key, value, event_id, event_type
     DIR/archive.json                                                     how far each partition has been archived
 
-`archive` continues where the last run ended. `archive.json` is written last, so a run that was
-killed is repeated; records that are then in two files are read once. Encrypted payloads stay
-encrypted. Payloads stored outside Kafka are copied to `claims/`, and read from there.
+A day may have several files of a partition. `archive` continues where the last run ended.
+`archive.json` is written last, so a run that was killed is repeated; records that are then in two
+files are read once. Encrypted payloads stay encrypted. Payloads stored outside Kafka are copied to
+`claims/`, and read from there.
 """  # noqa: E501 - a table
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from services.replay.parquet import ParquetFolder, count_rows, read_rows
 from services.replay.records import Raw, Source
 
 _INDEX = "archive.json"
+_MOST_OPEN = 4
+"""Unfinished files: each holds rows in memory. Around midnight records of two days alternate."""
 _WITH_CLAIMS = (LLM_CALLS, EPISODES)
 _COLUMNS = ("offset", "timestamp", "key", "value", "event_id", "event_type")
 
@@ -63,7 +66,7 @@ def archive(
     done = read_index(folder)
     source = LogSource(settings, codec, topics, done, named=topics)
     counts = {topic.name: 0 for topic in topics}
-    files = ParquetFolder(folder, RECORDS)
+    files = ParquetFolder(folder, RECORDS, _MOST_OPEN)
     claims, copied, lost = ArchivedClaims(folder), 0, dict[str, None]()
     for topic in topics:
         for partition in range(topic.partitions):

@@ -27,10 +27,13 @@ def arrow() -> Any:
 
 
 class ParquetFolder:
-    """Writes files of one schema into a folder, one for each part."""
+    """Writes files of one schema into a folder, one or more for each part."""
 
-    def __init__(self, folder: Path, schema: Any) -> None:
-        """`schema`: an Arrow schema, or a function that makes it."""
+    def __init__(self, folder: Path, schema: Any, most_open: int | None = None) -> None:
+        """`schema`: an Arrow schema, or a function that makes it. `most_open`: files that may be
+        unfinished; the oldest is then finished, and its part gets another file if it gets more
+        rows. None: any number, so that each part has one file.
+        """
         self._pyarrow = arrow()
         self._parquet = import_module("pyarrow.parquet")
         self._schema: Any = schema() if callable(schema) else schema
@@ -38,15 +41,17 @@ class ParquetFolder:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._open: dict[str, tuple[Any, Path, Path]] = {}
         self._held: dict[str, list[Mapping[str, Any]]] = {}
-        # Several runs may write to one folder.
-        self._run = uuid.uuid4().hex[:8]
+        self._most_open = most_open
 
     def write(self, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows to a part: a path within the folder, without `.parquet`."""
         if not rows:
             return
         if part not in self._open:
-            path = self._folder / f"{part}.{self._run}.parquet"
+            if len(self._open) == self._most_open:
+                self._finish(next(iter(self._open)))
+            # Several runs may write to one folder, and a run several files of a part.
+            path = self._folder / f"{part}.{uuid.uuid4().hex[:8]}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_name(f".{path.name}")
             self._open[part] = (
@@ -61,11 +66,14 @@ class ParquetFolder:
 
     def close(self) -> None:
         """Finish every file."""
-        for part, (writer, unfinished, path) in self._open.items():
-            self._flush(part)
-            writer.close()
-            unfinished.rename(path)
-        self._open.clear()
+        for part in list(self._open):
+            self._finish(part)
+
+    def _finish(self, part: str) -> None:
+        self._flush(part)
+        writer, unfinished, path = self._open.pop(part)
+        writer.close()
+        unfinished.rename(path)
 
     def _flush(self, part: str) -> None:
         if self._held[part]:

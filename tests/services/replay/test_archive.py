@@ -4,6 +4,7 @@ has left behind.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,12 +17,14 @@ from fulgurite.events import ParentRef
 from fulgurite.topics import LLM_CALLS, TRAJECTORIES
 from services.common.blobs.blob_store import open_store, redeemed
 from services.common.kafka.settings import KafkaSettings
-from services.replay.archive import ArchiveSource, open_source
+from services.replay import archive as archive_module
+from services.replay.archive import ArchiveSource, archive, open_source
 from services.replay.archived_claims import ArchivedClaims
 from services.replay.columns import RECORDS
 from services.replay.errors import BadArchive, BadArgument
-from services.replay.parquet import ParquetFolder
+from services.replay.parquet import ParquetFolder, read_rows
 from services.replay.pruning import names_in
+from services.replay.records import Raw
 from tests.synthetic import make_call
 
 DAY_MS = 24 * 3600 * 1000
@@ -71,6 +74,56 @@ def test_days_before_a_start_are_not_read(archived: ArchiveSource) -> None:
         range(48, 60)
     )
     assert archived.count((LLM_CALLS,), since_ms=2 * DAY_MS) < archived.count((LLM_CALLS,)) == 70
+
+
+def test_however_many_days_a_log_has_few_files_are_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record an hour, every second one late by a day, as if clocks differed."""
+    most = 0
+
+    class Log:
+        gaps = ()
+
+        def read(self, topics: object, partition: int) -> Iterator[Raw]:
+            nonlocal most
+            for offset in range(48 * 24 if partition < 2 else 0):
+                at = offset * DAY_MS // 24 + offset % 2 * DAY_MS
+                yield Raw(LLM_CALLS.name, partition, offset, at, b"k", b"v%d" % offset, "e", "t")
+                most = max(most, len(list(tmp_path.rglob(".*.parquet"))))
+
+        def end(self, place: object) -> int:
+            return 48 * 24
+
+    def make_log(*_: object, **__: object) -> Log:
+        return Log()
+
+    def ignore(*_: object) -> None: ...
+
+    monkeypatch.setattr(archive_module, "LogSource", make_log)
+    report = archive(KafkaSettings(), Codec(), tmp_path, (LLM_CALLS,), ignore)
+    assert report.records == {LLM_CALLS.name: 2 * 48 * 24}
+    assert most <= 4
+    found = list(ArchiveSource(tmp_path).read((LLM_CALLS,), 1))
+    assert [raw.value for raw in found] == [b"v%d" % offset for offset in range(48 * 24)]
+    assert len(list(tmp_path.rglob("partition-001.*.parquet"))) == 49, "one a day"
+
+
+def test_a_part_may_have_several_files(tmp_path: Path) -> None:
+    files = ParquetFolder(tmp_path, RECORDS, most_open=1)
+    row = {"timestamp": 0, "key": b"", "value": b"", "event_id": "", "event_type": ""}
+    for offset in range(4):
+        files.write("ab"[offset % 2], [{"offset": offset, **row}])
+    files.close()
+    offsets = [
+        sorted(
+            row["offset"]
+            for path in tmp_path.glob(f"{part}.*")
+            for row in read_rows(path, ["offset"])
+        )
+        for part in "ab"
+    ]
+    assert offsets == [[0, 2], [1, 3]]
 
 
 def test_a_parent_that_was_not_archived_is_gone(archived: ArchiveSource) -> None:
