@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import heapq
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,12 +145,9 @@ class ArchiveSource:
     ) -> Iterator[Raw]:
         """See `Source`. Records that were archived twice come once."""
         for topic in topics:
-            files = [
-                self._file(path, topic, partition)
-                for path in self._files(topic, f"{partition:03d}", since_ms)
-            ]
+            paths = self._files(topic, f"{partition:03d}", since_ms)
             last = -1
-            for raw in heapq.merge(*files, key=lambda raw: raw.offset):
+            for raw in self._merged(paths, topic, partition):
                 if raw.offset > last and (since_ms is None or raw.timestamp >= since_ms):
                     yield raw
                 last = max(last, raw.offset)
@@ -178,6 +176,25 @@ class ArchiveSource:
             for path in found
             if since_ms is None or path.parent.name >= f"day={_day(since_ms)}"
         ]
+
+    def _merged(self, paths: Collection[Path], topic: Topic, partition: int) -> Iterator[Raw]:
+        """Yield the records of files in the order of their offsets.
+
+        A file is opened once its first record may be next: an archive of years has thousands.
+        """
+        firsts = ((next(read_rows(path, ("offset",)), None), path) for path in paths)
+        waiting = deque(sorted((row["offset"], path) for row, path in firsts if row is not None))
+        opened: list[tuple[int, Path, Raw, Iterator[Raw]]] = []
+        while waiting or opened:
+            if waiting and (not opened or waiting[0][0] <= opened[0][0]):
+                _, path = waiting.popleft()
+                records = self._file(path, topic, partition)
+            else:
+                _, path, raw, records = heapq.heappop(opened)
+                yield raw
+            following = next(records, None)
+            if following is not None:
+                heapq.heappush(opened, (following.offset, path, following, records))
 
     def _file(self, path: Path, topic: Topic, partition: int) -> Iterator[Raw]:
         for row in read_rows(path, _COLUMNS):

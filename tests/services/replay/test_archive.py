@@ -4,8 +4,9 @@ has left behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -107,6 +108,27 @@ def test_however_many_days_a_log_has_few_files_are_open(
     found = list(ArchiveSource(tmp_path).read((LLM_CALLS,), 1))
     assert [raw.value for raw in found] == [b"v%d" % offset for offset in range(48 * 24)]
     assert len(list(tmp_path.rglob("partition-001.*.parquet"))) == 49, "one a day"
+
+
+def test_a_reader_opens_the_files_that_are_next(
+    archived: ArchiveSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, range(60, 600))
+    now = most = 0
+
+    def counted(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        try:
+            yield from read_rows(path, columns)
+        finally:
+            now -= 1
+
+    monkeypatch.setattr(archive_module, "read_rows", counted)
+    offsets = [raw.offset for raw in archived.read((LLM_CALLS,), 3)]
+    assert offsets == list(range(600))
+    assert most <= 4
 
 
 def test_a_part_may_have_several_files(tmp_path: Path) -> None:
