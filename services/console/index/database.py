@@ -17,7 +17,7 @@ from typing import Any
 from services.common.runtime.extras import how_to_install
 from services.console.index.errors import NoIndex
 
-LAYOUT = 3
+LAYOUT = 4
 """Version of the tables. A file of another version is deleted and built again from the log."""
 
 _CHECKPOINT = "128MB"

@@ -1,12 +1,14 @@
--- Makes the rows of `rollouts` of the groups in `touched`, which has one column: group_id.
-WITH call AS (
-    SELECT * FROM calls SEMI JOIN touched USING (group_id)
+-- Makes the rows of `rollouts` of the groups in `touched`, which has one column: group_id. `calls`,
+-- `rewards` and `rollouts` stand for the rows of these groups, also within the view
+-- `counted_rewards`, whose text is put in its place.
+WITH calls AS (
+    SELECT * FROM main.calls SEMI JOIN touched USING (group_id)
 ), status AS (
     SELECT * FROM statuses SEMI JOIN touched USING (group_id) WHERE rollout_id IS NOT NULL
 ), episode AS (
     SELECT * FROM episodes SEMI JOIN touched USING (group_id)
-), reward AS (
-    SELECT * FROM rewards SEMI JOIN touched USING (group_id)
+), rewards AS (
+    SELECT * FROM main.rewards SEMI JOIN touched USING (group_id)
 ), declared AS (
     SELECT * FROM groups SEMI JOIN touched USING (group_id)
 ), closing AS (
@@ -14,7 +16,7 @@ WITH call AS (
 ), member AS (
     SELECT unnest(rollout_ids) AS rollout_id, group_id, partition FROM declared
     UNION
-    SELECT rollout_id, group_id, partition FROM call
+    SELECT rollout_id, group_id, partition FROM calls
     UNION
     SELECT rollout_id, group_id, partition FROM status
     UNION
@@ -34,13 +36,13 @@ WITH call AS (
         first(prompt_version ORDER BY started_at, call_id) AS prompt_version,
         first(question ORDER BY started_at, call_id) AS question,
         last(answer ORDER BY started_at, call_id) FILTER (outcome = 'success') AS answer
-    FROM call
+    FROM calls
     GROUP BY rollout_id
 ), versions_of AS (
     SELECT rollout_id, list(version ORDER BY first_at, version) AS versions
     FROM (
         SELECT rollout_id, version_first AS version, min((started_at, call_id)) AS first_at
-        FROM call
+        FROM calls
         WHERE version_first IS NOT NULL
         GROUP BY rollout_id, version_first
     )
@@ -48,7 +50,7 @@ WITH call AS (
 ), begun AS (
     SELECT rollout_id, min(happened_at) AS began_at, count(DISTINCT attempt) AS attempts, any_value(mode) AS mode
     FROM (
-        SELECT rollout_id, attempt, started_at AS happened_at, mode FROM call
+        SELECT rollout_id, attempt, started_at AS happened_at, mode FROM calls
         UNION ALL
         SELECT rollout_id, attempt, event_time, mode FROM status
         UNION ALL
@@ -62,6 +64,8 @@ WITH call AS (
     LEFT JOIN declared USING (group_id)
     QUALIFY row_number() OVER (PARTITION BY episode.rollout_id ORDER BY episode.attempt DESC) = 1
         AND (NOT episode.will_retry OR episode.attempt + 1 >= coalesce(declared.max_attempts, 1))
+), rollouts AS (
+    SELECT rollout_id, attempt FROM final
 ), answered AS (
     -- Of the final attempt, and of the declared policy, where these have one.
     SELECT
@@ -72,29 +76,19 @@ WITH call AS (
             call.started_at,
             call.call_id
         ) AS version
-    FROM call
+    FROM calls AS call
     LEFT JOIN final ON final.rollout_id = call.rollout_id
     LEFT JOIN declared ON declared.group_id = call.group_id
     WHERE call.version_first IS NOT NULL
     GROUP BY call.rollout_id
 ), counted AS (
     SELECT
-        reward.rollout_id,
-        reward.name,
-        reward.value,
-        reward.value * coalesce(declared.reward_weights[reward.name], 1) AS weighted
-    FROM reward
-    JOIN final ON final.rollout_id = reward.rollout_id
-        AND (reward.attempt IS NULL OR reward.attempt = final.attempt)
-    LEFT JOIN declared ON declared.group_id = reward.group_id
-    LEFT JOIN call ON call.call_id = reward.call_id
-        AND call.rollout_id = final.rollout_id AND call.attempt = final.attempt
-    WHERE reward.call_id IS NULL
-        OR (call.call_id IS NOT NULL AND (call.choices = 0 OR coalesce(reward.choice, 0) < call.choices))
-    QUALIFY row_number() OVER (
-        PARTITION BY reward.rollout_id, reward.name, reward.call_id, reward.choice
-        ORDER BY reward.final DESC, reward.event_time DESC, reward.event_id DESC
-    ) = 1
+        found.rollout_id,
+        found.name,
+        found.value,
+        found.value * coalesce(declared.reward_weights[found.name], 1) AS weighted
+    FROM counted_rewards AS found
+    LEFT JOIN declared ON declared.group_id = found.group_id
 ), combined AS (
     SELECT
         rollout_id,

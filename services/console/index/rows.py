@@ -178,6 +178,7 @@ def reward_row(reward: AgentReward, place: Place, most: int) -> Row:
         "name": reward.name,
         "value": reward.value,
         "final": reward.final,
+        "fallback": reward.fallback,
         "source": reward.source,
         "error": _error(reward.error),
         "metadata": None if reward.metadata is None else shortened(reward.metadata, most),

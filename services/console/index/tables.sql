@@ -118,6 +118,7 @@ CREATE TABLE rewards (
     name VARCHAR NOT NULL,              -- Name of the reward.
     value DOUBLE,                       -- Null when it could not be computed.
     final BOOLEAN NOT NULL,             -- Whether no later value of this name is expected.
+    fallback BOOLEAN NOT NULL,          -- Whether it counts only for a rollout that has no other reward.
     source VARCHAR NOT NULL,            -- `rest`, or the reward function with its content hash.
     error VARCHAR,                      -- Why a reward function gave no value, shortened.
     metadata VARCHAR,                   -- JSON with any content, such as a judge's words; shortened.

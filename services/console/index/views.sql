@@ -1,6 +1,6 @@
 -- The views of the index, over the tables of tables.sql. docs/reference/tables.md lists them.
 
--- One row per reward that counts for a rollout's final attempt. Of several with one name and target: final before provisional, then the last.
+-- One row per reward that counts for a rollout's final attempt. Of several with one name and target: final before provisional, then the last. A fallback counts only where all rewards are fallbacks.
 CREATE VIEW counted_rewards AS
 SELECT
     reward.rollout_id,                  -- The rollout that is rewarded.
@@ -10,6 +10,7 @@ SELECT
     reward.choice,                      -- Choice within the call.
     reward.value,                       -- Null when it could not be computed.
     reward.final,                       -- Whether no later value is expected.
+    reward.fallback,                    -- Whether it counts only for lack of other rewards.
     reward.source,                      -- `rest`, or the reward function with its content hash.
     reward.error,                       -- Why there is no value.
     reward.metadata,                    -- JSON with any content.
@@ -21,8 +22,8 @@ WHERE rollout.attempt IS NOT NULL
   AND (reward.call_id IS NULL OR (call.call_id IS NOT NULL AND (call.choices = 0 OR coalesce(reward.choice, 0) < call.choices)))
 QUALIFY row_number() OVER (
     PARTITION BY reward.rollout_id, reward.name, reward.call_id, reward.choice
-    ORDER BY reward.final DESC, reward.event_time DESC, reward.event_id DESC
-) = 1;
+    ORDER BY reward.fallback, reward.final DESC, reward.event_time DESC, reward.event_id DESC
+) = 1 AND reward.fallback = bool_and(reward.fallback) OVER (PARTITION BY reward.rollout_id);
 
 -- One row per version of a policy that counts, from its update.
 CREATE VIEW versions AS

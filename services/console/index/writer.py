@@ -434,8 +434,8 @@ class IndexWriter:
         self._db.execute("CREATE OR REPLACE TEMP TABLE touched (group_id VARCHAR)")
         self._db.execute("INSERT INTO touched SELECT unnest(?::VARCHAR[])", [changed])
         for table, query in (
-            ("rollouts", read_definitions("rollouts.sql")),
-            ("funnel", _funnel_query()),
+            ("rollouts", _with_view("rollouts.sql", "counted_rewards")),
+            ("funnel", _with_view("funnel.sql", "action_outcomes")),
         ):
             self._db.execute(
                 f"DELETE FROM {table} AS old USING touched WHERE old.group_id = touched.group_id"
@@ -466,16 +466,14 @@ class IndexWriter:
 
 
 @cache
-def _funnel_query() -> str:
-    """The SQL that makes rows of `funnel`: with the text of the view, so that the names of tables
-    in it are those of the changed groups' rows.
+def _with_view(name: str, view: str) -> str:
+    """The SQL of a file with the text of a view in its place, so that the names of tables in it are
+    those of the changed groups' rows.
     """
-    found = re.search(
-        r"CREATE VIEW action_outcomes AS\n(.*?);\n", read_definitions("views.sql"), re.DOTALL
-    )
+    found = re.search(rf"CREATE VIEW {view} AS\n(.*?);\n", read_definitions("views.sql"), re.DOTALL)
     if found is None:
-        raise ValueError("views.sql has no view action_outcomes")
-    return read_definitions("funnel.sql").replace("FROM action_outcomes", f"FROM ({found[1]})")
+        raise ValueError(f"views.sql has no view {view}")
+    return read_definitions(name).replace(f"FROM {view}", f"FROM ({found[1]})")
 
 
 def _open(path: Path, memory: str, threads: int) -> Any:

@@ -33,7 +33,8 @@ WITH live AS (
     SELECT reward.rollout_id, reward.name, reward.value, reward.event_time, reward.metadata,
         rollout.version, rollout.variant, rollout.answer, rollout.calls, rollout.alias
     FROM counted_rewards AS reward JOIN rollouts AS rollout USING (rollout_id)
-    WHERE rollout.mode = 'live' AND reward.value IS NOT NULL AND reward.event_time >= $1
+    WHERE rollout.mode = 'live' AND NOT reward.fallback AND reward.value IS NOT NULL
+        AND reward.event_time >= $1
         AND ($2 IS NULL OR reward.name = $2) AND ($3 IS NULL OR rollout.alias = $3)
 )
 """
@@ -79,12 +80,14 @@ FROM live GROUP BY rollout_id ORDER BY value, last_at DESC, rollout_id LIMIT {_W
 _CONVERSATIONS = """
 SELECT count(*) AS n FROM rollouts
 WHERE mode = 'live' AND ($2 IS NULL OR alias = $2)
-    AND (began_at >= $1 OR rollout_id IN (SELECT rollout_id FROM rewards WHERE event_time >= $1))
+    AND (began_at >= $1 OR rollout_id IN (
+        SELECT rollout_id FROM rewards WHERE event_time >= $1 AND NOT fallback
+    ))
 """
 
 _NAMES = """
 SELECT DISTINCT reward.name FROM rewards AS reward JOIN rollouts AS rollout USING (rollout_id)
-WHERE rollout.mode = 'live' ORDER BY reward.name LIMIT 50
+WHERE rollout.mode = 'live' AND NOT reward.fallback ORDER BY reward.name LIMIT 50
 """
 
 _ALIASES = (

@@ -14,6 +14,7 @@ import msgspec
 from fulgurite.cost.prices import Prices, parse_prices
 from fulgurite.enums import ApplyOutcome, LedgerTerm, Mode, PromptKind, StatusKind
 from fulgurite.events import (
+    AgentReward,
     DeadLetter,
     Event,
     LedgerEntry,
@@ -143,18 +144,39 @@ def _held_out(log: RecordedLog) -> None:
 
 def _conversations(log: RecordedLog) -> None:
     for number, values in enumerate(((1.0,), (0.0, -1.0), ())):
-        processors = Processors(log)
-        processors.take(
-            make_call(30 + number, 0, mode=Mode.live, at=2_000 + number),
-            make_status(30 + number, 0, at=2_500, mode=Mode.live),
-        )
-        processors.stitch()
-        processors.take(
+        _conversation(
+            log,
+            30 + number,
             *(
                 make_reward(30 + number, 0, value, name=f"thumb {at}", at=2_600 + at)
                 for at, value in enumerate(values)
-            )
+            ),
         )
+    judged = [
+        make_reward(33, 0, 0.75, name="judge", fallback=True),
+        make_reward(33, 0, 0.5, name="politeness", fallback=True),
+    ]
+    _conversation(log, 33, *judged)
+    voted = [
+        make_reward(34, 0, 0.25, name="judge", fallback=True),
+        make_reward(34, 0, 1.0, name="thumb 0"),
+    ]
+    _conversation(log, 34, *voted)
+    both_of_one_name = [
+        make_reward(35, 0, -1.0, final=False),
+        make_reward(35, 0, 0.25, at=4_000, fallback=True),
+    ]
+    _conversation(log, 35, *both_of_one_name)
+
+
+def _conversation(log: RecordedLog, number: int, *rewards: AgentReward) -> None:
+    processors = Processors(log)
+    processors.take(
+        make_call(number, 0, mode=Mode.live, at=2_000 + number),
+        make_status(number, 0, at=2_500, mode=Mode.live),
+    )
+    processors.stitch()
+    processors.take(*rewards)
 
 
 def _letters(log: RecordedLog) -> list[Event]:

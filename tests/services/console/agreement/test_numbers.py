@@ -541,6 +541,18 @@ def test_rewards_have_the_distribution_of_the_log(pages: Pages) -> None:
             assert (row["Lowest"], row["Highest"]) == (fixed(min(valued)), fixed(max(valued)))
 
 
+def test_rewards_count_as_for_training(pages: Pages) -> None:
+    expected = [
+        (score.episode.rollout_id, reward.name, reward.value, reward.fallback)
+        for one in LOG.groups()
+        for score in scores(one)
+        for reward in counted(score.episode, one.rewards)
+    ]
+    found = pages.index.rows("SELECT rollout_id, name, value, fallback FROM counted_rewards")
+    assert sorted(map(str, expected)) == sorted(str(tuple(row.values())) for row in found)
+    assert sum(fallback for *_, fallback in expected) == 2
+
+
 def test_rewards_of_one_name_are_spread_as_try_says(pages: Pages) -> None:
     spread = tried(groups_of("run-3")).before
     assert spread is not None
@@ -595,12 +607,12 @@ def test_feedback_counts_the_rewards_of_live_rollouts(pages: Pages) -> None:
         for score in scores(one)
         if score.episode.rollout_id in live
         for reward in counted(score.episode, one.rewards)
-        if reward.value is not None
+        if reward.value is not None and not reward.fallback
     ]
     shown = figures(pages.show(feedback.VIEW))
     assert shown["Good"] == number(sum(value > 0 for value in values))
     assert shown["Bad"] == number(sum(value <= 0 for value in values))
-    given = {one.rollout_id for one in every(AgentReward)} & set(live)
+    given = {one.rollout_id for one in every(AgentReward) if not one.fallback} & set(live)
     assert shown["Conversations with feedback"] == share(len(given), len(live))
 
 
