@@ -47,7 +47,13 @@ def connect(path: Path, *, read_only: bool = False) -> Any:
     """Open the file. Raises duckdb.IOException if another process has it open, and
     duckdb.ConnectionException if this one has, for writing.
     """
-    return duckdb().connect(str(path), read_only=read_only, config=CONFIG)
+    connection = duckdb().connect(str(path), read_only=read_only, config=CONFIG)
+    # Times of the index are UTC, so `now()` must be. All connections to the file share the setting,
+    # and `bound` forbids to change it, so only the first one sets it. CONFIG cannot have it: DuckDB
+    # reads that before it knows time zones.
+    if connection.execute("SELECT current_setting('TimeZone')").fetchone() != ("UTC",):
+        connection.execute("SET GLOBAL TimeZone = 'UTC'")
+    return connection
 
 
 def bound(connection: Any, memory: str, threads: int) -> None:

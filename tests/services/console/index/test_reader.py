@@ -36,6 +36,21 @@ if server:
 writer.close()
 """
 
+ZONES = """
+import sys
+from pathlib import Path
+from services.console.index.reader import IndexReader
+from tests.services.console.index.recorded_log import open_writer
+
+reader = IndexReader(Path(sys.argv[1]))
+query = "SELECT current_setting('TimeZone') AS zone, to_timestamp(0)::TIMESTAMP AS zero"
+open_writer(reader.path).close()
+print(*reader.rows(query)[0].values())
+writer = open_writer(reader.path)
+print(*reader.rows(query)[0].values())
+print(*writer.execute(query)[0])
+"""
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -149,6 +164,15 @@ def test_a_damaged_file_is_named(path: Path) -> None:
     path.write_text("no database, but long enough to be read as one" * 1_000)
     with pytest.raises(NoIndex, match=r"index\.duckdb cannot be read"):
         IndexReader(path).rows("SELECT 1")
+
+
+def test_times_are_utc_in_every_time_zone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In a process of its own: DuckDB asks for the machine's time zone once.
+    monkeypatch.setenv("TZ", "America/New_York")
+    done = subprocess.run(
+        [sys.executable, "-c", ZONES, str(path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["UTC 1970-01-01 00:00:00"] * 3
 
 
 def test_another_process_is_asked(path: Path) -> None:
