@@ -6,13 +6,14 @@ Each action checks what the command checks, and returns a sentence about what it
 from __future__ import annotations
 
 import getpass
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import msgspec
 
 from fulgurite.errors import FulguriteError
 from fulgurite.events import DeadLetter, RouteTarget
+from fulgurite.selection.variants import name_variant
 from fulgurite.versions import parse_version
 from services.common.kafka.codec import make_codec
 from services.common.kafka.errors import LogUnavailable
@@ -59,17 +60,49 @@ def start_canary(kafka: KafkaSettings, given: Given) -> str:
 def with_canary(
     targets: tuple[RouteTarget, ...], canary: RouteTarget, share: float
 ) -> tuple[RouteTarget, ...]:
-    """A route's targets with a share for another version; the others keep their proportions.
+    """A route's targets with a share for another variant, the same in every context cell; the
+    others keep their proportions. Without a route, the newest version of the policy has the rest.
 
-    Without a route, the newest version of the policy has the rest.
+    Raises ActionRefused if no other target has a share.
     """
-    others = [one for one in targets if one.version != canary.version and one.weight > 0]
+    name = name_variant(canary)
+    others = [one for one in targets if name_variant(one) != name and one.weight > 0]
+    if targets and not others:
+        raise ActionRefused(
+            f"{name} is all that the route has, so nothing can keep the rest: promote another "
+            f"version, then start {name} as a canary"
+        )
     others = others or [RouteTarget(policy=canary.policy, weight=1.0)]
-    total = sum(one.weight for one in others)
+    rest = _scaled([one.weight for one in others], 1 - share)
+    cells = {
+        cell: _scaled(_weights_in(cell, others), 1 - share)
+        for cell in sorted({cell for one in others for cell in one.cell_weights})
+    }
     scaled = [
-        msgspec.structs.replace(one, weight=one.weight / total * (1 - share)) for one in others
+        msgspec.structs.replace(
+            one,
+            weight=rest[place],
+            cell_weights={cell: weights[place] for cell, weights in cells.items()},
+        )
+        for place, one in enumerate(others)
     ]
-    return (*scaled, msgspec.structs.replace(canary, weight=share))
+    before = next((one for one in targets if name_variant(one) == name), canary)
+    return (
+        *scaled,
+        msgspec.structs.replace(before, weight=share, cell_weights=dict.fromkeys(cells, share)),
+    )
+
+
+def _weights_in(cell: str, targets: Sequence[RouteTarget]) -> list[float]:
+    """Weights of targets in a context cell. Where all are 0, the gateway uses those outside it."""
+    found = [one.cell_weights.get(cell, one.weight) for one in targets]
+    return found if any(found) else [one.weight for one in targets]
+
+
+def _scaled(weights: Sequence[float], total: float) -> list[float]:
+    """Weights in the same proportions that add up to `total`."""
+    scale = total / sum(weights)
+    return [weight * scale for weight in weights]
 
 
 def roll_back(kafka: KafkaSettings, given: Given) -> str:
