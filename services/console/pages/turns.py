@@ -18,7 +18,12 @@ from services.common.blobs.blob_store import readable
 from services.console.index.payloads import PayloadReader
 from services.console.pages.reading import Asked, Row
 
-_PROMPT = "SELECT * FROM prompts WHERE alias = $1 AND version = $2 AND kind = 'set' LIMIT 1"
+_PROMPT = """
+SELECT * FROM prompts
+WHERE alias = $1 AND version = $2 AND kind IN ('set', 'candidate')
+ORDER BY "offset" LIMIT 1
+"""
+"""Of several events with one number the first counts."""
 
 
 @dataclass(frozen=True)
