@@ -51,8 +51,11 @@ FROM runs
 LEFT JOIN (
     SELECT run_id, sum(money) AS money, any_value(currency) AS currency FROM costs GROUP BY run_id
 ) AS cost USING (run_id)
-ORDER BY last_at DESC LIMIT {_MOST_RUNS}
+QUALIFY row_number() OVER (ORDER BY last_at DESC, run_id) <= {_MOST_RUNS}
+    OR run_id IN (SELECT unnest($1::VARCHAR[]))
+ORDER BY last_at DESC, run_id
 """
+"""The newest runs, and those that the address names."""
 
 _REWARDS = """
 SELECT run_id, mode, version, sum(scored)::BIGINT AS count, sum(total) / sum(scored) AS mean,
@@ -123,7 +126,7 @@ ORDER BY epoch, step
 
 def content(asked: Asked) -> Sequence[Block]:
     """The page."""
-    runs = asked.rows(_RUNS)
+    runs = asked.rows(_RUNS, named_runs(asked.address))
     if not runs:
         return [
             Notice(
@@ -178,15 +181,20 @@ def content(asked: Asked) -> Sequence[Block]:
     ]
 
 
+def named_runs(address: Address) -> list[str]:
+    """The runs that the address names, each once."""
+    named = [address.get("run") or "", *(address.get("with") or "").split(",")]
+    return list(dict.fromkeys(name.strip() for name in named))
+
+
 def chosen_runs(address: Address, known: Sequence[str]) -> list[str]:
     """The runs that are compared: those that the address names, or the newest."""
-    named = [address.get("run") or "", *(address.get("with") or "").split(",")]
-    found = [name for name in dict.fromkeys(name.strip() for name in named) if name in known]
+    found = [name for name in named_runs(address) if name in known]
     return (found or list(known))[:_MOST_COMPARED]
 
 
 def run_table(runs: Sequence[Row], address: Address, compared: Sequence[str], now: int) -> Table:
-    """All runs, the newest first."""
+    """A table of runs, the newest first."""
     wanted: Sequence[str] = compared if address.get("with") else ()
 
     def toggle(run: str) -> Cell:

@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 
 from fulgurite.learning.intervals import Estimate, estimate
-from services.console.pages.blocks import Chart, Figures, Notice
+from services.console.pages.blocks import Chart, Figures, Notice, Table
 from services.console.pages.views import runs
 from tests.services.console.views.memory_index import MemoryIndex, asked, minutes_ago, only
 
@@ -117,3 +117,24 @@ def test_a_run_of_many_groups_is_not_cut(index: MemoryIndex) -> None:
 
     runs.content(asked(Counting(), "/runs", run="run"))
     assert max(counts) <= 2
+
+
+def test_a_run_that_the_address_names_is_shown_however_old_it_is(index: MemoryIndex) -> None:
+    for number in range(52):
+        add_group(
+            index,
+            f"group-{number}",
+            [("policy@1.0", 1.0)],
+            began=number + 1,
+            run_id=f"run-{number}",
+        )
+    blocks = runs.content(asked(index, "/runs", run="run-51", **{"with": "run-0,run-50"}))
+    assert not [one for one in only(blocks, Notice) if "not known" in one.text]
+    assert "Reward by version" in {chart.title for chart in only(blocks, Chart)}
+    compared = next(one for one in only(blocks, Chart) if "compared" in one.title)
+    assert [series.name for series in compared.series] == ["run-51", "run-0", "run-50"]
+    # Without a name, the newest.
+    (table,) = only(runs.content(asked(index, "/runs")), Table)
+    assert [row[0].text for row in table.rows] == [f"run-{number}" for number in range(50)]
+    unknown = runs.content(asked(index, "/runs", run="run-99"))
+    assert "'run-99' is not known" in only(unknown, Notice)[0].text
