@@ -106,11 +106,13 @@ def _scaled(weights: Sequence[float], total: float) -> list[float]:
 
 
 def roll_back(kafka: KafkaSettings, given: Given) -> str:
-    """Return an alias to what served it before, as `fulgurite policy rollback` does."""
+    """Return an alias to what served it before, as `fulgurite policy rollback` does.
+
+    `policy`: what serves it where it has no route; without it, the policy of the alias's name.
+    """
     alias = _alias(given)
     published, route = read_published(kafka), last_routes(kafka).get(alias)
-    policies = [one.policy for one in (route.targets if route is not None else ()) if one.policy]
-    targets = former_targets(published, route, policies[0] if policies else alias)
+    targets = former_targets(published, route, given.get("policy", alias))
     for target in targets:
         if target.upstream is None:
             published.check(target, {target.policy})

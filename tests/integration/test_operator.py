@@ -74,6 +74,11 @@ def test_versions_are_promoted_tried_and_rolled_back(cli: Cli, tmp_path: Path) -
     assert "a trial" in cli("routes", "list").stdout
     assert actions["roll_back"]({"alias": "policy"}) == "policy is back at policy@1.2."
     assert [one.version for one in last_routes(cli.settings)["policy"].targets] == ["policy@1.2"]
+    # An alias without a route returns to the version before its policy's newest.
+    with pytest.raises(ActionRefused, match="writer has no version yet"):
+        actions["roll_back"]({"alias": "writer"})
+    found = actions["roll_back"]({"alias": "writer", "policy": "policy"})
+    assert found == "writer is back at policy@0.0."
 
 
 def test_dead_letters_are_sent_back(cli: Cli) -> None:

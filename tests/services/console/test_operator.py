@@ -84,7 +84,7 @@ def test_a_canary_has_its_share_in_every_context_cell() -> None:
 
 def test_every_button_has_an_action() -> None:
     blocks = (
-        versions.buttons("policy@1.1", ["policy"]),
+        versions.buttons("policy@1.1", "policy", ["policy"]),
         routes.buttons(["policy"]),
         Buttons((dead_letters.redrive_stage("aggregator"),)),
         Buttons((dead_letters.redrive_one({"topic": "llm.calls", "event_id": "e"}),)),

@@ -237,7 +237,7 @@ def chosen_version(asked: Asked, name: str, scores: Scores) -> list[Block]:
             "Copy the weights, verified, or list the calls behind them.",
             commands=(f"fulgurite policy pull {name} my-model", f"fulgurite lineage {name}"),
         ),
-        buttons(name, aliases),
+        buttons(name, row["policy"], aliases),
     ]
 
 
@@ -273,7 +273,7 @@ def lineage_table(
     )
 
 
-def buttons(version: str, aliases: Sequence[str]) -> Buttons:
+def buttons(version: str, policy: str, aliases: Sequence[str]) -> Buttons:
     """What may be done with a version."""
     alias = Field("alias", "Alias", aliases[0], tuple((one, one) for one in aliases))
     reason = Field("reason", "Reason, for people who read the route later")
@@ -299,7 +299,7 @@ def buttons(version: str, aliases: Sequence[str]) -> Buttons:
                 "Roll back",
                 "roll_back",
                 "Return the alias to what served it before its last route?",
-                (),
+                (("policy", policy),),
                 (alias, reason),
                 "warning",
             ),

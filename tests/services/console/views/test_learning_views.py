@@ -192,6 +192,7 @@ def test_a_chosen_version_can_be_pulled_promoted_tried_and_left(index: MemoryInd
     assert [one.action for one in buttons] == ["promote", "canary", "roll_back"]
     assert all(one.question.endswith(("?", ".")) for one in buttons)
     assert buttons[0].arguments == (("version", "policy@1.2"),)
+    assert buttons[2].arguments == (("policy", "policy"),)
     assert buttons[0].fields[0].choices == (("writer", "writer"),)
     unknown = versions.content(asked(index, "/versions", version="policy@9.9"))
     assert "never published" in only(unknown, Notice)[0].text
