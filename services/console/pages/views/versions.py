@@ -29,14 +29,15 @@ from services.console.pages.view import View
 from services.console.pages.window import choice_field
 
 _SHOWN = 50
-"""Versions that the table has, the newest."""
+"""Versions of each policy that the table has, the newest."""
 
 _POLICIES = "SELECT DISTINCT policy FROM versions ORDER BY policy"
 
 _VERSIONS = f"""
 SELECT * EXCLUDE (metrics) FROM versions
 WHERE $1 IS NULL OR policy = $1
-ORDER BY policy, epoch DESC, step DESC LIMIT {_SHOWN}
+QUALIFY row_number() OVER (PARTITION BY policy ORDER BY epoch DESC, step DESC) <= {_SHOWN}
+ORDER BY policy, epoch DESC, step DESC
 """
 
 _SCORES = """

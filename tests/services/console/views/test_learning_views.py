@@ -120,18 +120,20 @@ def test_filters_of_the_address_hold(index: MemoryIndex) -> None:
         assert [row[0] for row in texts(only(blocks, Table)[0].rows)] == [name]
 
 
-def add_version(index: MemoryIndex, step: int, uri: str | None = None) -> None:
+def add_version(
+    index: MemoryIndex, step: int, uri: str | None = None, policy: str = "policy"
+) -> None:
     index.add(
         "updates",
         event_id=f"u{step}",
         event_time=minutes_ago(60 - step),
-        policy="policy",
+        policy=policy,
         kind="update",
         counts=True,
         epoch=1,
         step=step,
-        version=f"policy@1.{step}",
-        parent_version=f"policy@1.{step - 1}" if step > 1 else None,
+        version=f"{policy}@1.{step}",
+        parent_version=f"{policy}@1.{step - 1}" if step > 1 else None,
         learner_id="learner",
         trained_actions=10 * step,
         artifact_uri=uri,
@@ -176,6 +178,16 @@ def test_versions_come_with_scores_use_and_weights(index: MemoryIndex, tmp_path:
     assert [row[4].tone for row in table.rows] == ["plain", "good"], "the best held-out score"
     (chart,) = only(blocks, Chart)
     assert chart.series[0].points == (("1.1", 1.0), ("1.2", 0.5))
+
+
+def test_each_policy_has_its_newest_versions_in_the_table(index: MemoryIndex) -> None:
+    for policy in ("first", "second"):
+        for step in range(1, 52):
+            add_version(index, step, policy=policy)
+    (table,) = only(versions.content(asked(index, "/versions")), Table)
+    assert [row[0].text for row in table.rows] == [
+        f"{policy}@1.{step}" for policy in ("first", "second") for step in range(51, 1, -1)
+    ]
 
 
 def test_a_chosen_version_can_be_pulled_promoted_tried_and_left(index: MemoryIndex) -> None:
