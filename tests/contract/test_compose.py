@@ -32,7 +32,9 @@ WITH_LOG = {
     "selector",
     "learner",
     "applier",
+    "console",
 }
+EVERY_PROFILE = "cpu,gpu,rewards,judge,selector,cli"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 MANAGED = {
     "KAFKA_BOOTSTRAP_SERVERS": "broker.example:9093",
@@ -201,13 +203,40 @@ def test_every_setting_of_env_is_used_and_every_setting_used_is_in_env() -> None
 
 
 def test_a_managed_kafka_takes_the_place_of_the_broker() -> None:
-    services = resolved("cpu", "docker-compose.managed-kafka.yml", settings=MANAGED)
-    assert "kafka" not in services
-    for name in (WITH_LOG & services.keys()) | {"topics", "check"}:
-        assert services[name]["environment"]["KAFKA_SECURITY_PROTOCOL"] == "SASL_SSL", name
-        assert services[name]["environment"]["KAFKA_BOOTSTRAP_SERVERS"] == "broker.example:9093", (
-            name
-        )
+    assert "kafka" not in resolved("cpu", "docker-compose.managed-kafka.yml", settings=MANAGED)
+
+
+@pytest.mark.parametrize(
+    ("override", "brokers", "protocol"),
+    [
+        ("docker-compose.managed-kafka.yml", "broker.example:9093", "SASL_SSL"),
+        ("docker-compose.ha.yml", "kafka:9092,kafka-2:9092,kafka-3:9092", None),
+    ],
+)
+def test_every_service_that_uses_the_log_uses_the_brokers_of_the_override(
+    override: str, brokers: str, protocol: str | None
+) -> None:
+    settings = {**MANAGED, "SECOND_POLICY": "critic"}
+    files = ("docker-compose.second-policy.yml",)
+    base = resolved(EVERY_PROFILE, *files, settings=settings)
+    overridden = resolved(EVERY_PROFILE, *files, override, settings=settings)
+    with_log = {
+        name
+        for name, service in base.items()
+        if "KAFKA_BOOTSTRAP_SERVERS" in service.get("environment", {})
+    }
+    assert with_log > WITH_LOG | {"learner-2", "learner-2-gpu"}
+    for name in with_log:
+        given = overridden[name]["environment"]
+        assert given["KAFKA_BOOTSTRAP_SERVERS"] == brokers, name
+        assert given.get("KAFKA_SECURITY_PROTOCOL") == protocol, name
+
+
+@pytest.mark.parametrize("override", ["docker-compose.managed-kafka.yml", "docker-compose.ha.yml"])
+def test_there_is_one_learner_without_a_second_policy(override: str) -> None:
+    for profile, name in (("cpu", "learner"), ("gpu", "learner-gpu")):
+        services = resolved(profile, override, settings=MANAGED)
+        assert [one for one in services if one.startswith("learner")] == [name]
 
 
 def test_a_managed_kafka_without_its_password_is_refused_by_name() -> None:
