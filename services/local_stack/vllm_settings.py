@@ -25,9 +25,6 @@ _NO_MEDIA_DOMAIN = "none.invalid"
 """
 
 
-_GPU = Path("/dev/nvidia0")
-
-
 class VllmSettings(BaseSettings):
     """Read from the environment: `FULGURITE_VLLM_*`."""
 
@@ -103,7 +100,7 @@ class VllmSettings(BaseSettings):
 
         `on_gpu`: whether vLLM runs on GPUs; without it, whether there is one.
         """
-        on_gpu = _GPU.exists() if on_gpu is None else on_gpu
+        on_gpu = has_gpu() if on_gpu is None else on_gpu
         named = {argument.partition("=")[0] for argument in given}
         options = {
             name: value
@@ -166,6 +163,13 @@ class VllmSettings(BaseSettings):
             found = chat_format(own_template(model))
         parsers = {AUTO: found.tool_parser, "none": None}
         return ChatFormat(found.template, parsers.get(self.tool_parser, self.tool_parser))
+
+
+def has_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether there is an NVIDIA GPU. A container may have any of the machine's, such as the second
+    alone: `nvidia1`.
+    """
+    return any(devices.glob("nvidia[0-9]*"))
 
 
 def _usual_dtype(*, on_gpu: bool) -> str:

@@ -11,7 +11,7 @@ from services.local_stack import vllm_settings
 from services.local_stack.chat_format import FULGURITE_TEMPLATE, own_template
 from services.local_stack.errors import SettingsInvalid
 from services.local_stack.model import tiny_model
-from services.local_stack.vllm_settings import VllmSettings
+from services.local_stack.vllm_settings import VllmSettings, has_gpu
 
 TOOLS = "{% if tools %}{{ tools }}{% endif %}"
 SMOLLM = "You are a helpful AI assistant named SmolLM"
@@ -151,11 +151,30 @@ def test_what_is_given_counts(tmp_path: Path) -> None:
     assert len(names) == len(set(names))
 
 
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        (("nvidia0", "nvidiactl", "nvidia-uvm"), True),
+        (("nvidia1", "nvidiactl"), True),
+        (("nvidia11",), True),
+        (("nvidiactl", "nvidia-uvm", "nvidia-caps", "null"), False),
+        ((), False),
+    ],
+)
+def test_any_gpu_of_the_machine_is_found(
+    tmp_path: Path, devices: tuple[str, ...], *, expected: bool
+) -> None:
+    for name in devices:
+        (tmp_path / name).touch()
+    assert has_gpu(tmp_path) is expected
+
+
 @pytest.mark.parametrize("gpu", [True, False])
 def test_a_gpu_takes_cuda_graphs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, gpu: bool
 ) -> None:
-    monkeypatch.setattr(vllm_settings, "_GPU", tmp_path if gpu else tmp_path / "none")
+    assert ("--enforce-eager" in VllmSettings().arguments(tmp_path, on_gpu=gpu)) is not gpu
+    monkeypatch.setattr(vllm_settings, "has_gpu", lambda: gpu)
     assert ("--enforce-eager" in VllmSettings().arguments(tmp_path)) is not gpu
 
 
@@ -179,6 +198,6 @@ def test_the_type_of_computation_suits_the_machine(
     gpu: bool,
 ) -> None:
     monkeypatch.setattr(vllm_settings, "multiplies_bf16", lambda: fast_bf16)
-    monkeypatch.setattr(vllm_settings, "_GPU", tmp_path if gpu else tmp_path / "none")
-    found = options(VllmSettings(dtype=chosen).arguments(model(tmp_path, TOOLS)))
+    arguments = VllmSettings(dtype=chosen).arguments(model(tmp_path, TOOLS), on_gpu=gpu)
+    found = options(arguments)
     assert found["--dtype"] == expected
