@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,26 @@ def test_a_second_policy_has_a_learner_of_its_own() -> None:
         assert first["environment"]["FULGURITE_POLICY"] == "policy"
         for key in ("image", "volumes", "networks", "depends_on", "healthcheck", "mem_limit"):
             assert second[key] == first[key]
+
+
+def test_the_commands_of_an_upgrade_name_services_and_build_every_image() -> None:
+    page = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
+    block = page.split("## Upgrade\n\n```bash\n")[1].split("```")[0]
+    commands = [shlex.split(line, comments=True) for line in block.splitlines()]
+    options = {"--detach", "--wait"}
+    named = {
+        verb: {word for words in commands if words[2:3] == [verb] for word in words[3:]} - options
+        for verb in ("build", "up")
+    }
+    # With `--profile` Compose ignores COMPOSE_PROFILES, so that vLLM's and the learner's images
+    # would not be built.
+    assert not [words for words in commands if "--profile" in words]
+    assert ["docker", "compose", "build"] in commands
+    every = resolved(EVERY_PROFILE)
+    assert named["build"] | named["up"] <= every.keys()
+    in_block = {words[4] for words in commands if words[2:4] == ["run", "--rm"]}
+    built = {every[name]["image"] for name in named["build"] | resolved("cpu").keys()}
+    assert {every[name]["image"] for name in in_block} <= built
 
 
 def test_every_image_runs_as_a_user_and_builds_with_any_builder() -> None:
