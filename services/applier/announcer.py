@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
+from collections.abc import Iterable
 
 from fulgurite.enums import ApplyOutcome
 from fulgurite.events import PolicyApplied
@@ -22,12 +23,17 @@ from services.common.runtime.clock import now_ms
 logger = logs.get(__name__)
 
 _RETRY_S = 2.0
+_APPLIED = "fulgurite_applied_total"
+_OUTCOMES = (ApplyOutcome.applied, ApplyOutcome.failed, ApplyOutcome.retired)
 
 
 class Announcer:
     """Writes the reports of one applier; `run` until cancelled."""
 
-    def __init__(self, backend: str, producer: EventProducer) -> None:
+    def __init__(self, backend: str, producer: EventProducer, policies: Iterable[str]) -> None:
+        """`policies`: those of which it will report versions."""
+        for policy, outcome in itertools.product(policies, _OUTCOMES):
+            metrics.start_counter(_APPLIED, policy, outcome)
         self._backend = backend
         self._producer = producer
         self._outbox: asyncio.Queue[PolicyApplied] = asyncio.Queue()
@@ -44,7 +50,7 @@ class Announcer:
         difference: float | None = None,
     ) -> None:
         """Queue a report of what happened to a version; returns at once."""
-        metrics.count("fulgurite_applied_total", version.policy, outcome)
+        metrics.count(_APPLIED, version.policy, outcome)
         self._outbox.put_nowait(
             PolicyApplied(
                 event_id=derive_id("applied", engine_id, str(version), outcome, uuid.uuid4().hex),

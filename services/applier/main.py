@@ -30,13 +30,15 @@ async def run(settings: ApplierSettings, kafka: KafkaSettings) -> None:
     await asyncio.to_thread(check_topics, kafka)
     codec = make_codec()
     producer = EventProducer(kafka, codec, f"applier-{settings.backend}")
-    watch = LogWatch(kafka, codec, {settings.policy, *settings.adapters()})
+    policies = {settings.policy, *settings.adapters()}
+    announcer = Announcer(settings.backend, producer, policies)
+    watch = LogWatch(kafka, codec, policies)
     key = settings.vllm_api_key.get_secret_value() if settings.vllm_api_key else None
     watch.start()
     try:
         async with Engine(settings.vllm_base_url, key, settings.engine_timeout_s) as engine:
             await watch.caught_up.wait()
-            await _serve(settings, engine, watch, Announcer(settings.backend, producer))
+            await _serve(settings, engine, watch, announcer)
     finally:
         await asyncio.to_thread(watch.close)
         await asyncio.to_thread(producer.close)

@@ -7,6 +7,14 @@ from fulgurite.learning.batching import RowBatcher
 from fulgurite.versions import Version
 from services.common.runtime import metrics
 
+_BATCHES = "fulgurite_learner_batches_total"
+
+
+def show_start(policy: str) -> None:
+    """Show the outcomes of batches before there is one."""
+    for outcome in ("trained", "refused"):
+        metrics.start_counter(_BATCHES, policy, outcome)
+
 
 def show_groups(batcher: RowBatcher, version: Version) -> None:
     """Show how many groups wait, and for what."""
@@ -24,7 +32,7 @@ def show_groups(batcher: RowBatcher, version: Version) -> None:
 
 def show_update(update: PolicyUpdate) -> None:
     """Show the newest version and its metrics."""
-    metrics.count("fulgurite_learner_batches_total", update.policy, "trained")
+    metrics.count(_BATCHES, update.policy, "trained")
     metrics.put("fulgurite_learner_step", {(update.policy,): float(update.step)})
     metrics.put(
         "fulgurite_learner_update",
@@ -34,4 +42,4 @@ def show_update(update: PolicyUpdate) -> None:
 
 def show_refusal(policy: str) -> None:
     """Show that a batch made no step."""
-    metrics.count("fulgurite_learner_batches_total", policy, "refused")
+    metrics.count(_BATCHES, policy, "refused")

@@ -33,7 +33,7 @@ from services.learner.config import RunConfig
 from services.learner.dead_rows import odd_row, rows_of_culprits, unreadable
 from services.learner.errors import CheckpointForeign
 from services.learner.explaining import shortcomings
-from services.learner.gauges import show_groups, show_refusal, show_update
+from services.learner.gauges import show_groups, show_refusal, show_start, show_update
 from services.learner.policy_log import PolicyLog
 from services.learner.redo import Batch
 from services.learner.rows import oddity, permuted, without_actions
@@ -109,6 +109,7 @@ class Learner:
 
         Raises LearnerError.
         """
+        show_start(self.config.policy.name)
         found = self._versions.newest_checkpoint()
         if found is not None:
             state, tensors = found

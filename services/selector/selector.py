@@ -8,8 +8,10 @@ that was in the log at the start is applied. No offset is committed: a start reb
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 
+from fulgurite.enums import SelectionKind
 from fulgurite.events import PolicyRoute, SelectionDecision
 from fulgurite.selection.history import SelectionHistory
 from fulgurite.topics import AGENT_REWARDS, EPISODES, POLICY_ROUTES, SELECTION_DECISIONS, Topic
@@ -32,6 +34,9 @@ _SKEW_MS = 60_000
 """How far the clocks that stamp routes and episodes may differ."""
 _DECISIONS = (POLICY_ROUTES, SELECTION_DECISIONS)
 _OUTCOMES = (EPISODES, AGENT_REWARDS)
+_EVENTS = "fulgurite_selector_events_total"
+_ROUTE = "route"
+_KINDS = (SelectionKind.claim, SelectionKind.shares, SelectionKind.verdict, _ROUTE)
 
 
 class Selector:
@@ -45,6 +50,8 @@ class Selector:
         self._lookback_ms = int(lookback_days * _DAY_MS)
         self._codec = make_codec()
         self._producer = EventProducer(kafka, self._codec, "fulgurite-selector")
+        for one, kind in itertools.product(selectors, _KINDS):
+            metrics.start_counter(_EVENTS, one.alias, kind)
         self._stopping = False
         self._shares: dict[tuple[str, ...], float] = {}
         """By alias and variant, as metrics show them."""
@@ -125,8 +132,8 @@ class Selector:
     def _write(self, event: PolicyRoute | SelectionDecision) -> None:
         topic: Topic = POLICY_ROUTES if isinstance(event, PolicyRoute) else SELECTION_DECISIONS
         self._producer.publish_sync(topic, event.alias, event)
-        kind = "route" if isinstance(event, PolicyRoute) else event.kind.value
-        metrics.count("fulgurite_selector_events_total", event.alias, kind)
+        kind = _ROUTE if isinstance(event, PolicyRoute) else event.kind.value
+        metrics.count(_EVENTS, event.alias, kind)
         logger.info("written", alias=event.alias, kind=kind, reason=event.reason)
         if isinstance(event, SelectionDecision):
             self._shares |= {(event.alias, one.variant): one.share for one in event.variants}

@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from fulgurite.avro.codec import Codec
 from fulgurite.events import Event
-from fulgurite.topics import MAX_MESSAGE_BYTES, Topic
+from fulgurite.topics import DEAD_LETTERS, MAX_MESSAGE_BYTES, Topic
 from services.common.kafka.burst_scheduler import BurstScheduler
 from services.common.kafka.delivery import Delivery, EncodedEvent, refusal_of, send
 from services.common.kafka.errors import LogUnavailable
@@ -26,6 +26,7 @@ from services.common.runtime import metrics
 
 logger = logging.getLogger(__name__)
 
+_PUBLISHED = "fulgurite_published_events_total"
 _ZSTD_LEVEL = 1
 """Half of the default level's work for a few percent more bytes."""
 
@@ -52,6 +53,7 @@ class EventProducer:
         events, so that a few events alone do not linger. Events of one key keep their order only if
         the earlier one is awaited before the later one is published.
         """
+        metrics.start_counter(_PUBLISHED, DEAD_LETTERS.name)
         self._names: dict[str, str] = {}
         self._settings = settings
         self._codec = codec
@@ -157,7 +159,7 @@ class EventProducer:
     ) -> None:
         if error is None:
             self._unreachable_since = None
-            metrics.count("fulgurite_published_events_total", topic.name)
+            metrics.count(_PUBLISHED, topic.name)
             future.set_result(Delivery(cast(int, message.partition()), cast(int, message.offset())))
         else:
             future.set_exception(refusal_of(topic, error))

@@ -74,6 +74,8 @@ def configure(service: str, level: str = "INFO", json: bool | None = None) -> No
 
     `json=None`: JSON unless standard error is a terminal.
     """
+    for problem in _PROBLEMS:
+        metrics.start_counter("fulgurite_log_lines_total", problem)
     as_json = not sys.stderr.isatty() if json is None else json
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

@@ -34,7 +34,7 @@ DEFINITIONS: Mapping[str, Definition] = {
         "gauge", ("topic",), "Records behind the end of the process's partitions"
     ),
     "fulgurite_log_lines_total": Definition(
-        "counter", ("level",), "Lines of the log by level: `warning`, `error`"
+        "counter", ("level",), "Lines of the log by level: `warning`, `error`, `critical`"
     ),
     "fulgurite_applied_total": Definition(
         "counter",
@@ -80,6 +80,14 @@ def count(name: str, *labels: str, by: float = 1) -> None:
     with _lock:
         series = _values.setdefault(name, {})
         series[labels] = series.get(labels, 0) + by
+
+
+def start_counter(name: str, *labels: str) -> None:
+    """Show a counter from now on, with 0 if it has counted nothing.
+
+    For what is rare and matters: Prometheus' `rate` does not see the first sample of a series.
+    """
+    count(name, *labels, by=0)
 
 
 def put(name: str, values: Mapping[Series, float]) -> None:

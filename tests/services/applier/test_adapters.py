@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -25,6 +26,7 @@ from services.applier.log_watch import Followed
 from services.applier.settings import ApplierSettings
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
+from services.common.runtime import metrics
 
 APPLIED, FAILED, RETIRED = ApplyOutcome.applied, ApplyOutcome.failed, ApplyOutcome.retired
 
@@ -261,7 +263,7 @@ async def test_adapters_wait_for_the_weights_below_them(tmp_path: Path) -> None:
 def test_what_is_told_names_the_policy_and_the_backend() -> None:
     producer = EventProducer(KafkaSettings(bootstrap_servers="127.0.0.1:9"), Codec(), "test")
     try:
-        announcer = Announcer("east", producer)
+        announcer = Announcer("east", producer, {"writer"})
         announcer.report("east-1", Version("writer", 1, 3), APPLIED, 0.5, difference=0.01)
         event = announcer._outbox.get_nowait()  # pyright: ignore[reportPrivateUsage]
     finally:
@@ -272,6 +274,14 @@ def test_what_is_told_names_the_policy_and_the_backend() -> None:
         "writer@1.3",
         0.01,
     )
+
+
+def test_outcomes_are_counted_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.common.runtime.metrics._values", {})
+    Announcer("east", cast(Any, None), {"writer"})
+    assert metrics.values()["fulgurite_applied_total"] == {
+        ("writer", outcome): 0 for outcome in ("applied", "failed", "retired")
+    }
 
 
 async def test_a_route_has_a_version_tried_again(tmp_path: Path) -> None:

@@ -89,6 +89,17 @@ def test_phases_are_documented() -> None:
     assert {"seconds/wait", "seconds/publish"} <= METRICS.keys()
 
 
+def test_outcomes_of_batches_are_counted_from_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.common.runtime.metrics._values", {})
+    learner_of(tmp_path, Trainer(), [])
+    assert metrics.values()["fulgurite_learner_batches_total"] == {
+        ("policy", "trained"): 0,
+        ("policy", "refused"): 0,
+    }
+
+
 def test_the_metrics_port_shows_what_waits_and_the_newest_version(tmp_path: Path) -> None:
     batches = "fulgurite_learner_batches_total"
     before = dict(metrics.values().get(batches, {}))

@@ -73,6 +73,25 @@ def test_problems_in_the_log_are_counted() -> None:
     }
 
 
+def test_problems_in_the_log_are_shown_before_there_is_one(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "_values", {})
+    logs.configure("test", json=True)
+    with shown():
+        lines = page(port)
+    for level in ("warning", "error", "critical"):
+        assert f'fulgurite_log_lines_total{{level="{level}"}} 0.0' in lines
+
+
+def test_a_counter_that_is_started_again_keeps_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_values", {})
+    metrics.start_counter("fulgurite_log_lines_total", "error")
+    metrics.count("fulgurite_log_lines_total", "error")
+    metrics.start_counter("fulgurite_log_lines_total", "error")
+    assert metrics.values()["fulgurite_log_lines_total"] == {("error",): 1}
+
+
 def test_no_port_is_opened_where_none_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FULGURITE_METRICS_PORT", raising=False)
     with shown() as port:
