@@ -280,6 +280,24 @@ def test_gpus_are_asked_for_where_there_are_some(name: str) -> None:
     assert (asked("cpu"), asked("gpu"), asked("shown")) == (None, "1", "1")
 
 
+def test_processes_that_share_work_have_shared_memory(overlay: str) -> None:
+    for workload in workloads(overlay).values():
+        for name, container in workload.containers.items():
+            gpus = int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
+            if name != "vllm" and gpus < 2:
+                continue
+            (mount,) = (one for one in container["volumeMounts"] if one["mountPath"] == "/dev/shm")
+            shared = workload.volumes[mount["name"]]["emptyDir"]
+            assert shared["medium"] == "Memory", workload.name
+            memory = bytes_of(container["resources"]["limits"]["memory"])
+            assert 1 << 30 <= bytes_of(shared["sizeLimit"]) < memory, workload.name
+
+
+def test_the_learners_workers_have_several_gpus() -> None:
+    workers = workloads("several-gpus")["learner-workers-gpus"].containers["ray-worker"]
+    assert int(workers["resources"]["limits"]["nvidia.com/gpu"]) > 1
+
+
 def test_kafkas_user_may_use_the_topics_and_the_groups() -> None:
     user = yaml.safe_load(yaml_of_page("KafkaUser"))
     given = environment("shown", workloads("shown")["topics"], "topics")
