@@ -16,7 +16,8 @@ from services.gateway.telemetry.metrics import Metrics
 from services.gateway.telemetry.version_metric import ServedVersions
 from services.learner.metrics import METRICS
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "grafana"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "grafana"
 BOARD = json.loads((FOLDER / "fulgurite.json").read_text())
 PANELS: list[dict[str, Any]] = [one for one in BOARD["panels"] if one["type"] != "row"]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
@@ -39,6 +40,7 @@ def gateway_names() -> set[str]:
     names = {
         family.name + ("_total" if family.type == "counter" else "")
         for family in metrics.registry.collect()
+        if not family.name.startswith("process_")
     }
     nothing = ServedVersions(cast(Any, SimpleNamespace(held=tuple)))
     return names | {family.name for family in nothing.collect()}
@@ -58,6 +60,11 @@ def test_every_metric_on_the_board_exists() -> None:
 
 def test_every_metric_that_matters_is_on_the_board() -> None:
     assert (gateway_names() - APART) | DEFINITIONS.keys() <= shown_names()
+
+
+def test_the_gateway_shows_its_process_too() -> None:
+    lines = Metrics().render().decode().splitlines()
+    assert {line.split()[0] for line in lines if line.startswith("process_")} >= PROCESS
 
 
 def test_learner_metrics_on_the_board_are_reported() -> None:
@@ -98,4 +105,16 @@ def test_prometheus_scrapes_each_service_at_a_port_of_its_own() -> None:
     jobs = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
     targets = [target for job in jobs for one in job["static_configs"] for target in one["targets"]]
     assert len(set(targets)) == len(jobs)
-    assert {job["job_name"] for job in jobs} >= {"gateway", "aggregator", "rewarder", "learner"}
+    services = {
+        name
+        for path in (ROOT / "services").rglob("*.py")
+        for name in re.findall(r'run_service\("([a-z-]+)"', path.read_text())
+    }
+    assert {"gateway", "learner", "selector"} < services
+    assert {job["job_name"] for job in jobs} == services
+
+
+def test_the_page_names_the_ports_that_are_scraped() -> None:
+    ports = re.findall(r"127\.0\.0\.1:(91\d\d)", (FOLDER / "prometheus.yml").read_text())
+    page = (ROOT / "docs" / "how-to" / "grafana.md").read_text()
+    assert f"ports {min(ports)} to {max(ports)}" in " ".join(page.split())

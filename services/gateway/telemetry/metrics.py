@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 _SECONDS = (
     0.001,
@@ -29,10 +36,11 @@ _SECONDS = (
 
 
 class Metrics:
-    """The gateway's counters and histograms."""
+    """The gateway's counters and histograms, and the memory and processor time of its process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         calls = Counter(
             "fulgurite_gateway_calls",
             "Calls by how they ended.",
