@@ -18,9 +18,15 @@ for name in FULGURITE_SIGNING_KEYS FULGURITE_ADMIN_KEY FULGURITE_API_KEYS KAFKA_
   fi
 done
 
+# At a terminal a person waits already, and types: the command has the terminal and its signals to itself.
+[ ! -t 0 ] || exec "$@"
+
 started=$(date +%s)
-"$@" &
+# A shell gives a command in the background /dev/null to read, so that `docker compose run cli` would lose what is piped into it.
+exec 3<&0
+"$@" <&3 3<&- &
 child=$!
+exec 3<&-
 trap 'kill -TERM "$child" 2>/dev/null' TERM INT
 code=0
 while :; do

@@ -29,6 +29,7 @@ def started(code: str, **environment: str) -> Generator[subprocess.Popen[str]]:
         argv,
         text=True,
         env={"PATH": PATH, **environment},
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
@@ -82,6 +83,44 @@ def test_sigterm_reaches_the_service_and_its_status_comes_back() -> None:
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 7
+
+
+def test_a_command_reads_what_is_piped_into_it() -> None:
+    argv = [str(CONTAINERS / "entrypoint.sh"), "cat"]
+    done = subprocess.run(
+        argv,
+        input="a line\nand more",
+        text=True,
+        env={"PATH": PATH},
+        capture_output=True,
+        check=False,
+        timeout=20,
+    )
+    assert (done.returncode, done.stdout) == (0, "a line\nand more")
+
+
+def test_a_command_at_a_terminal_has_it_to_itself() -> None:
+    code = (
+        "import signal, sys; assert sys.stdin.isatty(); "
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler; "
+        "print('read ' + input()); raise SystemExit(78)"
+    )
+    ours, theirs = os.openpty()
+    try:
+        with subprocess.Popen(
+            [str(CONTAINERS / "entrypoint.sh"), sys.executable, "-c", code],
+            text=True,
+            env={"PATH": PATH},
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            os.write(ours, b"typed\n")
+            said, problems = process.communicate(timeout=20)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert (process.returncode, said, problems) == (78, "read typed\n", "")
 
 
 def stays_and_says(code: str, what: str, **environment: str) -> None:
