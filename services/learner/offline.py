@@ -298,9 +298,13 @@ class OfflineRun:
             state, tensors = found
             self._versions.resume(state, tensors)
             self._versions.redo(self._trainer)
-            # How far an online learner has read stays as it is.
+            # What an online learner has read, and its averages, stay as they are.
             self._progress = Progress(
-                state.topic, state.topic_id, state.positions, dict(state.settled)
+                state.topic,
+                state.topic_id,
+                state.positions,
+                dict(state.settled),
+                dict(state.baselines),
             )
         self._versions.acquire_epoch(self._method.name)
         if self._method.reference == "parent":

@@ -47,7 +47,12 @@ from services.learner.settings import LearnerSettings
 from services.learner.train_row import Trained, TrainRow
 from services.learner.versions import PolicyVersions
 from services.local_stack.model import tiny_model
-from tests.services.learner.test_learner import PolicyLogInMemory, learner_of, rows_of
+from tests.services.learner.test_learner import (
+    PolicyLogInMemory,
+    advantages_in,
+    learner_of,
+    rows_of,
+)
 from tests.services.learner.test_learner import Trainer as OnlineTrainer
 from tests.services.learner.test_redo import Killed, die
 from tests.services.learner.test_trainer import trainer, weights
@@ -414,6 +419,22 @@ def test_an_online_learner_goes_on_from_an_offline_version_and_back(tmp_path: Pa
     assert learner.batcher.positions() == first.positions
     # What is pending in the checkpoint of an offline version settles no group of the learner.
     assert {*learner.batcher.settled(), *learner.batcher._done} == set()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_moving_averages_outlive_an_offline_run(tmp_path: Path) -> None:
+    tables: dict[str, Any] = {
+        "batch": {"groups": 1, "baseline": "moving_average", "baseline_decay": 0.5},
+        "algorithm": {"name": "dr_grpo"},
+    }
+    learner, log = learner_of(tmp_path, OnlineTrainer(), rows_of(1, [4.0]), **tables)
+    learner.run()
+    run_of(tmp_path, Recorder(), Sft(SftConfig()), EPISODES, log).run()
+    log.updates = [event for event in log.published if isinstance(event, PolicyUpdate)]
+    log.newest = log.updates[-1]
+    online = OnlineTrainer()
+    learner, _ = learner_of(tmp_path, online, rows_of(2, [1.0]), log=log, **tables)
+    learner.run()
+    assert advantages_in(online) == [-3.0]
 
 
 def test_steps_of_an_online_learner_without_tensors_are_made_again_first(tmp_path: Path) -> None:
