@@ -65,7 +65,14 @@ def main() -> None:
             rows.append(["in the loop", waits, waits, "", peak_mb()])
             began = restart()
             version = f"policy@1.{serial + 1}"
-            step = partial(write_step, version=version, batch=batch, probe=probe, config=config)
+            step = partial(
+                write_step,
+                version=version,
+                batch=batch,
+                probe=probe,
+                config=config,
+                schedule_step=serial + 1,
+            )
             store.write(state(serial + 1), None, step)
             before_update = time.monotonic() - began
             beside = store.folder_beside(serial + 1)

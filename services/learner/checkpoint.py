@@ -45,6 +45,10 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
     """Groups settled at or above these offsets: id → (partition, last offset)."""
     baselines: dict[str, tuple[float, float]] = {}
     """Moving averages: kind → (mean, mean of squares)."""
+    trained_batches: int | None = None
+    """Batches that a learner has trained, by which the learning rate's schedule counts; None in
+    checkpoints of earlier releases, which counted by `step`.
+    """
     pending: tuple[bytes, ...] = ()
     """Framed events to publish after this checkpoint, in order."""
     files: dict[str, int] = {}

@@ -304,7 +304,7 @@ class OptimizerConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What the learning rate does after that."""
     decay_steps: int | None = Field(default=None, ge=1)
-    """Step at which `linear` and `cosine` reach `min_lr`."""
+    """Step at which `linear` and `cosine` reach `min_lr`; each batch of the learner is a step."""
     min_lr: float = Field(default=0.0, ge=0)
     """Where they end."""
     betas: tuple[float, float] = (0.9, 0.999)

@@ -40,7 +40,13 @@ from services.learner.rows import oddity, permuted, without_actions
 from services.learner.settings import LearnerSettings
 from services.learner.source import TrajectorySource, trainable
 from services.learner.stepping import MakesSteps, Stepped, Stepping
-from services.learner.versions import NOTHING_READ, HasWeights, PolicyVersions, Progress
+from services.learner.versions import (
+    NOTHING_READ,
+    HasWeights,
+    PolicyVersions,
+    Progress,
+    progress_of,
+)
 
 _READ_TIMEOUT_S = 0.2
 _SETTLE_AFTER_S = 1.0
@@ -89,6 +95,8 @@ class Learner:
             baseline=config.batch.baseline,
         )
         self._averages = MovingAverages(config.batch.baseline_decay)
+        self._trained_batches = 0
+        """Batches that a version was made of; the schedule of the learning rate counts them."""
         self.batcher = RowBatcher(config.policy.name, rules)
         self._topic_id = source.topic_id()
         self._waiting_since: float | None = None
@@ -116,8 +124,10 @@ class Learner:
             self._check_ours(state)
             settled = self._versions.resume(state, tensors)
             self._versions.redo(self._trainer)
-            self.batcher.restore(state.positions, state.settled, settled)
-            self._averages.restore(state.baselines)
+            progress = progress_of(state)
+            self.batcher.restore(progress.positions, progress.settled, settled)
+            self._averages.restore(progress.baselines)
+            self._trained_batches = progress.trained_batches
         self.batcher.lineage = self._versions.lineage
         self._versions.acquire_epoch()
         self._source.start(self.batcher.positions())
@@ -221,7 +231,7 @@ class Learner:
             self._trainer,
             self.config,
             self._stopwatch,
-            self.version.step + 1,
+            self._trained_batches + 1,
             self._averages if moving else None,
         ).make(groups)
         self._averages.observe(groups)
@@ -230,6 +240,7 @@ class Learner:
     def _make_version(self, stepped: Stepped, letters: Sequence[DeadLetter], began: float) -> None:
         """Publish what a batch has made of the weights, and account for its groups."""
         parent, artifact = self._versions.advance()
+        self._trained_batches += 1
         settled = self._with_others(stepped.groups)
         self._unreported += settled
         metrics = batch_metrics(self._unreported) | stepped.metrics
@@ -322,6 +333,7 @@ class Learner:
             positions,
             self.batcher.settled(),
             self._averages.state(),
+            self._trained_batches,
         )
         self._versions.publish(events, progress, trained=trained, batch=batch)
         self._source.show(positions)

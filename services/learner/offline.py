@@ -39,7 +39,13 @@ from services.learner.errors import StepNotFinite
 from services.learner.redo import MakesSteps
 from services.learner.rows import oddity, without_actions
 from services.learner.train_row import TrainRow
-from services.learner.versions import NOTHING_READ, HasWeights, PolicyVersions, Progress
+from services.learner.versions import (
+    NOTHING_READ,
+    HasWeights,
+    PolicyVersions,
+    Progress,
+    progress_of,
+)
 
 logger = logs.get()
 
@@ -298,14 +304,8 @@ class OfflineRun:
             state, tensors = found
             self._versions.resume(state, tensors)
             self._versions.redo(self._trainer)
-            # What an online learner has read, and its averages, stay as they are.
-            self._progress = Progress(
-                state.topic,
-                state.topic_id,
-                state.positions,
-                dict(state.settled),
-                dict(state.baselines),
-            )
+            # What an online learner has read and counted stays as it is.
+            self._progress = progress_of(state)
         self._versions.acquire_epoch(self._method.name)
         if self._method.reference == "parent":
             self._refer()

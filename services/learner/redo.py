@@ -51,6 +51,8 @@ class Step(NamedTuple):
 
     version: str
     """What it made."""
+    schedule_step: int
+    """Its step in the schedule of the learning rate, counted from 1."""
     keys: dict[str, Any]
     """The run's keys that it was made with."""
     batch: list[list[TrainRow]]
@@ -58,8 +60,13 @@ class Step(NamedTuple):
     probe_logprobs: FloatArray
 
 
-def write_step(path: Path, version: str, batch: Batch, probe: Probe, config: RunConfig) -> None:
-    """Write a step's batch, its keys, and the probe of its version, as safetensors."""
+def write_step(
+    path: Path, version: str, batch: Batch, probe: Probe, config: RunConfig, *, schedule_step: int
+) -> None:
+    """Write a step's batch, its keys, and the probe of its version, as safetensors.
+
+    `schedule_step`: its step in the schedule of the learning rate.
+    """
     rows = [row for mini_batch in batch for row in mini_batch]
     tensors: dict[str, Any] = {
         "rows_of_mini_batches": np.array([len(mini_batch) for mini_batch in batch], np.int64),
@@ -72,7 +79,8 @@ def write_step(path: Path, version: str, batch: Batch, probe: Probe, config: Run
         if all(value is not None for value in values):
             tensors[f"row.{field.name}"] = np.concatenate(values)
     keys = msgspec.json.encode(_keys_of(config)).decode()
-    save_file(tensors, path, metadata={"version": version, "keys": keys})
+    metadata = {"version": version, "keys": keys, "schedule_step": str(schedule_step)}
+    save_file(tensors, path, metadata=metadata)
 
 
 def read_step(path: Path) -> Step:
@@ -93,6 +101,8 @@ def read_step(path: Path) -> Step:
     )
     return Step(
         metadata["version"],
+        # Earlier releases took the version's step, by which the file is named.
+        int(metadata.get("schedule_step", path.stem)),
         msgspec.json.decode(metadata["keys"], type=dict[str, Any]),
         [[next(rows) for _ in range(count)] for count in tensors["rows_of_mini_batches"]],
         tensors["probe_ids"].tolist(),
@@ -101,7 +111,7 @@ def read_step(path: Path) -> Step:
 
 
 def redo(trainer: MakesSteps, batches: Sequence[Path], config: RunConfig) -> None:
-    """Make the steps again, the oldest first; each file is named by its step.
+    """Make the steps again, the oldest first.
 
     Raises StepNotRepeated.
     """
@@ -122,7 +132,7 @@ def redo(trainer: MakesSteps, batches: Sequence[Path], config: RunConfig) -> Non
             )
         logger.info("making a step again, as it was", version=step.version)
         try:
-            trainer.train(step.batch, int(path.stem))
+            trainer.train(step.batch, step.schedule_step)
         except TrainingError as error:
             raise _not_repeated(step.version, f"fails now: {error}") from error
         found = np.asarray(trainer.logprobs(step.probe_ids), dtype=np.float32)

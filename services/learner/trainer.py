@@ -129,9 +129,15 @@ class Trainer:
 
     def _set_optimizer(self, step: int, optimizer: OptimizerConfig) -> None:
         """Set what the run says: a checkpoint brings back what it was saved with."""
-        self.workers.set_optimizer(
-            optimizer.lr_at(step), optimizer.betas, optimizer.eps, optimizer.weight_decay
-        )
+        lr = optimizer.lr_at(step)
+        if lr == 0:
+            logger.warning(
+                "the learning rate of a step is 0, which changes no weight: raise "
+                "optimizer.decay_steps, or set optimizer.min_lr",
+                step=step,
+                decay_steps=optimizer.decay_steps,
+            )
+        self.workers.set_optimizer(lr, optimizer.betas, optimizer.eps, optimizer.weight_decay)
 
     def _prepared(self, rows: Sequence[TrainRow]) -> _Prepared:
         prepared = self._planned(rows)

@@ -94,10 +94,28 @@ class Progress(NamedTuple):
     """Groups settled at or above the positions: id → (partition, last offset)."""
     baselines: Mapping[str, tuple[float, float]] = MappingProxyType({})
     """Moving averages (`fulgurite.learning.baselines`)."""
+    trained_batches: int = 0
+    """Batches that a learner has trained: the step of the newest one in the learning rate's
+    schedule. Offline training counts its own steps.
+    """
 
 
 NOTHING_READ = Progress("", "", (), {})
 """Of a policy that was only trained offline."""
+
+
+def progress_of(state: CheckpointState) -> Progress:
+    """How far the topic was read at a checkpoint, and what the learner knew then."""
+    batches = state.trained_batches
+    return Progress(
+        state.topic,
+        state.topic_id,
+        state.positions,
+        dict(state.settled),
+        dict(state.baselines),
+        # Earlier releases took the version's step.
+        state.step if batches is None else batches,
+    )
 
 
 class PolicyVersions:
@@ -286,6 +304,7 @@ class PolicyVersions:
                     version=str(self.version),
                     batch=batch,
                     probe=probe,
+                    schedule_step=progress.trained_batches,
                     config=self._config,
                 )
                 self._is_due |= self.version.step % self._config.checkpoint.every_steps == 0
@@ -312,6 +331,7 @@ class PolicyVersions:
             positions=progress.positions,
             settled=progress.settled,
             baselines=dict(progress.baselines),
+            trained_batches=progress.trained_batches,
             pending=tuple(self._codec.encode(event) for event in events),
         )
 

@@ -7,6 +7,7 @@ published whole, or not at all.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -54,7 +55,7 @@ from tests.services.learner.test_learner import (
     rows_of,
 )
 from tests.services.learner.test_learner import Trainer as OnlineTrainer
-from tests.services.learner.test_redo import Killed, die
+from tests.services.learner.test_redo import Killed, Remembers, die
 from tests.services.learner.test_trainer import trainer, weights
 
 pytestmark = pytest.mark.filterwarnings(
@@ -435,6 +436,65 @@ def test_moving_averages_outlive_an_offline_run(tmp_path: Path) -> None:
     learner, _ = learner_of(tmp_path, online, rows_of(2, [1.0]), log=log, **tables)
     learner.run()
     assert advantages_in(online) == [-3.0]
+
+
+def replayed(log: PolicyLogInMemory) -> PolicyLogInMemory:
+    """The log as who starts now reads it."""
+    log.updates = [event for event in log.published if isinstance(event, PolicyUpdate)]
+    log.newest = log.updates[-1]
+    return log
+
+
+def offline_steps(folder: Path, count: int) -> PolicyLogInMemory:
+    """So many steps of a policy that nothing was trained of before; its log."""
+    log = PolicyLogInMemory()
+    run_of(folder, Recorder(), Sft(SftConfig(batch_size=1)), EPISODES[:count], log).run()
+    return replayed(log)
+
+
+class Follows(Remembers):
+    """Goes on from an offline version, whose weight is 0."""
+
+    def load(self, folder: Path) -> None:
+        self.calls.append("load")
+
+
+def test_the_schedule_of_an_online_learner_does_not_count_offline_steps(tmp_path: Path) -> None:
+    log = offline_steps(tmp_path, 4)
+    first, every = Follows(), {"every_steps": 10}
+    learner, _ = learner_of(
+        tmp_path,
+        first,
+        [*rows_of(1, [1.0, 0.0]), *rows_of(2, [1.0, 0.0])],
+        log=log,
+        checkpoint=every,
+    )
+    cast("Any", learner)._source.at_end = die
+    with pytest.raises(Killed):
+        learner.run()
+    assert str(learner.version) == "policy@2.6"
+    # What is made again has the learning rate that it had.
+    again = Follows()
+    resumed, _ = learner_of(
+        tmp_path, again, rows_of(3, [1.0, 0.0]), log=replayed(log), checkpoint=every
+    )
+    resumed.run()
+    assert (first.calls[-2:], again.calls) == (
+        ["train 1", "train 2"],
+        ["load", "train 1", "train 2", "train 3", "save"],
+    )
+
+
+def test_a_checkpoint_of_an_earlier_release_counts_all_steps(tmp_path: Path) -> None:
+    log = offline_steps(tmp_path, 3)
+    (file,) = (tmp_path / "checkpoints" / "policy").glob("*/state.json")
+    state = json.loads(file.read_bytes())
+    assert state.pop("trained_batches") == 0
+    file.write_text(json.dumps(state))
+    online = Follows()
+    learner, _ = learner_of(tmp_path, online, rows_of(1, [1.0, 0.0]), log=log)
+    learner.run()
+    assert online.calls[:2] == ["load", "train 4"]
 
 
 def test_steps_of_an_online_learner_without_tensors_are_made_again_first(tmp_path: Path) -> None:

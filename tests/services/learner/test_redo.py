@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from fulgurite.events import PolicyUpdate, Probe
 from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs
@@ -223,9 +225,9 @@ def test_a_batch_comes_back_as_it_was(tmp_path: Path, *, aged: bool) -> None:
     parts = [rows[:4], rows[4:]]
     probe = Probe(token_ids=pack_ids(IDS), logprobs=pack_logprobs([-1.0, -2.0, -0.5]))
     path = tmp_path / "00000007.safetensors"
-    write_step(path, "policy@1.7", parts, probe, config())
+    write_step(path, "policy@1.7", parts, probe, config(), schedule_step=4)
     step = read_step(path)
-    assert (step.version, step.probe_ids) == ("policy@1.7", IDS)
+    assert (step.version, step.schedule_step, step.probe_ids) == ("policy@1.7", 4, IDS)
     assert (step.keys["optimizer.lr"], step.keys["algorithm.clip.low"]) == (4e-5, None)
     assert step.probe_logprobs.tolist() == [-1.0, -2.0, -0.5]
     assert [len(part) for part in step.batch] == [4, len(rows) - 4]
@@ -237,6 +239,17 @@ def test_a_batch_comes_back_as_it_was(tmp_path: Path, *, aged: bool) -> None:
                 if one is not None:
                     assert one.dtype == other.dtype
                     np.testing.assert_array_equal(one, other)
+
+
+def test_a_batch_of_an_earlier_release_has_the_step_of_its_version(tmp_path: Path) -> None:
+    probe = Probe(token_ids=pack_ids(IDS), logprobs=pack_logprobs([-1.0, -2.0, -0.5]))
+    path = tmp_path / "00000007.safetensors"
+    write_step(path, "policy@1.7", [batch()], probe, config(), schedule_step=4)
+    with cast("Any", safe_open(path, framework="numpy")) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        metadata = {name: file.metadata()[name] for name in ("version", "keys")}
+    save_file(tensors, path, metadata=metadata)
+    assert read_step(path).schedule_step == 7
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])
@@ -253,7 +266,8 @@ def test_steps_are_made_again_to_the_last_bit(tmp_path: Path, train: str) -> Non
         first.train([rows[:4], rows[4:]], step)
         probe = Probe(token_ids=pack_ids(IDS), logprobs=pack_logprobs(first.logprobs(IDS)))
         path = tmp_path / f"{step:08d}.safetensors"
-        write_step(path, f"policy@1.{step}", [rows[:4], rows[4:]], probe, config())
+        parts = [rows[:4], rows[4:]]
+        write_step(path, f"policy@1.{step}", parts, probe, config(), schedule_step=step)
     paths = sorted(tmp_path.iterdir())
     redo(again, paths, config())
     for one, other in zip(

@@ -420,6 +420,18 @@ def test_the_metrics_of_a_step_are_documented_and_tell_of_ages(correction: str) 
     }
 
 
+def test_a_learning_rate_of_0_has_a_warning() -> None:
+    over = trainer(optimizer={"schedule": "cosine", "decay_steps": 2})
+    rows = sampled(over, batch())
+    with structlog.testing.capture_logs() as logs:
+        assert over.train([rows], 1).metrics["lr"] > 0
+        assert not [line for line in logs if line["log_level"] == "warning"]
+        assert over.train([sampled(over, rows)], 2).metrics["lr"] == 0
+    (line,) = [line for line in logs if line["log_level"] == "warning"]
+    assert "the learning rate of a step is 0" in line["event"]
+    assert (line["step"], line["decay_steps"]) == (2, 2)
+
+
 def test_drift_beyond_the_bound_stops_the_step_and_changes_nothing() -> None:
     forest = trainer()
     rows = sampled(forest, batch())
