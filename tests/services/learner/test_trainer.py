@@ -368,6 +368,27 @@ def test_the_weights_between_engine_and_trainer(weights_by: str, expected: list[
     )
 
 
+@pytest.mark.parametrize(("ratio", "kept"), [(0.4, 0.0), (0.6, 1.0), (3.0, 1.0), (5.0, 0.0)])
+def test_rows_are_rejected_by_the_trainer_s_probability_over_the_engine_s(
+    ratio: float, kept: float
+) -> None:
+    config = RunConfig.model_validate(
+        {
+            "policy": {"model": "m"},
+            "algorithm": {
+                **DECOUPLED,
+                "weights": "reject",
+                "weight_low": 0.5,
+                "weight_high": 4.0,
+            },
+        }
+    )
+    found = correction_weights(
+        torch.tensor([[ratio, ratio]]).log(), torch.ones(1, 2), config.algorithm
+    )
+    assert found.tolist() == [[kept, kept]]
+
+
 def test_bypass_takes_the_engine_s_logprobs_as_the_old_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
