@@ -162,8 +162,8 @@ class AlgorithmConfig(Section):
     """Largest ratio: dual clip of `grpo` and its kin, truncation of `dppo`. Without it, the
     algorithm's."""
     single_row_episodes: bool = False
-    """Promise that every episode is one row, as losses over whole sequences need. A batch that
-    breaks it is refused."""
+    """Promise that every episode is one row, as losses over whole sequences need. The learner stops
+    at a batch that breaks it."""
     entropy_bonus: float = 0.0
     """Weight of the entropy bonus."""
     entropy_alarm_below: float = Field(default=0.05, ge=0)

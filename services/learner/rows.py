@@ -18,6 +18,7 @@ from fulgurite.learning.baselines import MovingAverages, pool
 from fulgurite.learning.batching import BatchEpisode, BatchGroup, BatchRow, TrainedAction
 from fulgurite.tokens import unpack_ids, unpack_logprobs
 from services.learner.config import RunConfig
+from services.learner.errors import IncompatibleObjective
 from services.learner.train_row import TrainRow
 
 
@@ -112,11 +113,25 @@ def mini_batches(
     that has something to train.
 
     The weight of a token is 1 / (trained tokens of the episode x episodes in the mini-batch); where
-    tokens weigh the same, 1 / (the longest row that is trained x episodes).
+    tokens weigh the same, 1 / (the longest row that is trained x episodes). Raises
+    IncompatibleObjective if the run promises episodes of one row, and one has several.
     """
+    if config.algorithm.single_row_episodes:
+        _require_single_rows(groups)
     size = math.ceil(len(groups) / count)
     parts = [tuple(groups[start : start + size]) for start in range(0, len(groups), size)]
     return [(part, _rows(part, advantage_of, config)) for part in parts]
+
+
+def _require_single_rows(groups: Sequence[BatchGroup]) -> None:
+    for group in groups:
+        for episode in group.episodes:
+            if len(episode.rows) > 1:
+                raise IncompatibleObjective(
+                    f"algorithm.single_row_episodes is set, but rollout {episode.rollout_id} of "
+                    f"group {group.group_id} has {len(episode.rows)} rows to train: unset it, and "
+                    "take an algorithm that is not over whole sequences, such as `grpo`"
+                )
 
 
 def _rows(

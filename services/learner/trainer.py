@@ -290,13 +290,6 @@ class Trainer:
     def _refuse(self, rows: Sequence[TrainRow]) -> None:
         if not any(row.trained.any() for row in rows):
             raise IncompatibleObjective("the batch has no trained token; a step needs at least one")
-        if self.config.algorithm.single_row_episodes:
-            sums = [float(row.weights[row.trained].sum()) * len(rows) for row in rows]
-            if not np.allclose(sums, 1.0, atol=1e-3):
-                raise IncompatibleObjective(
-                    "algorithm.single_row_episodes is set, but the batch has episodes of several "
-                    "rows: unset it, and take an algorithm that is not over sequences"
-                )
         if not self._by_forest and any(
             len(np.unique(row.temperature[row.trained])) > 1 for row in rows
         ):

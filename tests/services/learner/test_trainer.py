@@ -91,9 +91,7 @@ def forest() -> Trainer:
     return trainer()
 
 
-def batch(
-    seed: int = 0, *, groups: int = 3, samples: int = 3, one_row_each: bool = True
-) -> list[TrainRow]:
+def batch(seed: int = 0, *, groups: int = 3, samples: int = 3) -> list[TrainRow]:
     """Two turns behind a prompt that groups share with one another, and samples with one another."""
     chance = np.random.default_rng(seed)
 
@@ -125,14 +123,7 @@ def batch(
                     zeros + 1,
                 )
             )
-    return (
-        rows
-        if one_row_each
-        else [
-            msgspec.structs.replace(row, weights=(row.weights / 2).astype(np.float32))
-            for row in rows
-        ]
-    )
+    return rows
 
 
 def sampled(by: Trainer, rows: list[TrainRow], noise: float = 0.05) -> list[TrainRow]:
@@ -419,11 +410,13 @@ def test_entropy_and_kl_terms_join_the_loss() -> None:
     assert step(both, sampled(both, rows))["kl"] > 0
 
 
-def test_a_sequence_loss_refuses_a_batch_with_several_rows_per_episode() -> None:
-    sapo = trainer(algorithm={"name": "sapo", "single_row_episodes": True})
-    with pytest.raises(IncompatibleObjective, match="episodes of several rows"):
-        step(sapo, batch(one_row_each=False))
-    assert np.isfinite(step(sapo, sampled(sapo, batch()))["loss"])
+def test_tokens_weigh_the_same_in_episodes_of_one_row() -> None:
+    one = trainer(algorithm={"name": "dr_grpo", "single_row_episodes": True})
+    rows = [
+        msgspec.structs.replace(row, weights=(row.trained / np.float32(600)).astype(np.float32))
+        for row in batch()
+    ]
+    assert np.isfinite(step(one, sampled(one, rows))["loss"])
 
 
 @pytest.mark.parametrize("correction", ["bypass", "decoupled"])
