@@ -5,8 +5,10 @@ A reward is named for a role if its name is the role's, or begins with it and a 
 `critic.recall`. Weights apply as ever. The role's reward is compared with that of the same role in
 the group's other episodes, not with whole episodes: its credit is mean of R + std of R · (its
 reward - mean over the group) / std over the group, R being the episodes' rewards. The learner takes
-mean and std of R off again, so that the advantage is the role's own. A role that nobody pays by
-name has credit R: the rule `identical`.
+mean and std of R off again, so that the advantage is the role's own. An episode without a reward of
+the role, such as one that failed and is penalised, has (R - mean of R) / std of R in its place, and
+the role's advantages are then centred over the group. A role that nobody pays by name has credit R:
+the rule `identical`.
 
 Source: Dr. MAS (Feng et al. 2026, arXiv 2602.08847): advantages are normalised by each agent's own
 reward statistics; one mean and one deviation over agents with different rewards make their
@@ -31,6 +33,7 @@ the episodes' rewards 4 and 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from fulgurite.groups.credit.types import Credits, Scored, mean_and_scale, relative
 
@@ -43,14 +46,15 @@ def per_role(group: Sequence[Scored]) -> list[Credits]:
     for role in roles:
         rewards = [_reward(episode, role) for episode in group]
         among = [reward for reward in rewards if reward is not None]
-        by_role[role] = (
-            [
-                mean if reward is None else mean + scale * relative(reward, among)
-                for reward in rewards
-            ]
-            if among
-            else [episode.total for episode in group]
-        )
+        if not among:
+            by_role[role] = [episode.total for episode in group]
+            continue
+        compared = [
+            (episode.total - mean) / scale if reward is None else relative(reward, among)
+            for episode, reward in zip(group, rewards, strict=True)
+        ]
+        middle = fmean(compared)
+        by_role[role] = [mean + scale * (one - middle) for one in compared]
     return [
         {step.action: by_role[step.agent][place] for path in episode.paths for step in path.steps}
         for place, episode in enumerate(group)

@@ -221,18 +221,55 @@ def test_a_role_s_advantage_is_over_its_own_rewards(group: list[Scored]) -> None
             for episode in group
         ]
         named = [sum(values) for values in paid if values]
-        for episode, given_to, values in zip(
-            group, credit_rule("per_role")(group), paid, strict=True
+        # Without a reward of the role, the episode's own is compared with the others'.
+        compared = [
+            relative(sum(values), named) if values else (total - mean) / scale
+            for values, total in zip(paid, totals, strict=True)
+        ]
+        for episode, given_to, one in zip(
+            group, credit_rule("per_role")(group), compared, strict=True
         ):
             for step in {
                 step.action: step for path in episode.paths for step in path.steps
             }.values():
                 if step.agent != role:
                     continue
-                expected = relative(sum(values), named) if values else 0.0
+                expected = one - statistics.fmean(compared)
                 assert given_to[step.action] == pytest.approx(
                     mean + scale * expected if named else episode.total
                 )
+
+
+@given(GROUPS)
+def test_a_role_s_advantages_are_centred_over_the_group(group: list[Scored]) -> None:
+    totals = [episode.total for episode in group]
+    for role in ("critic", "writer"):
+        acts = [
+            replace(
+                episode,
+                paths=(
+                    Path(
+                        steps=(Step(action="a", agent=role),),
+                        outcome=episode.total,
+                        total=episode.total,
+                    ),
+                ),
+            )
+            for episode in group
+        ]
+        given_to = [found["a"] for found in credit_rule("per_role")(acts)]
+        assert statistics.fmean(advantages(given_to, totals)) == pytest.approx(0, abs=1e-6)
+
+
+def test_an_episode_that_failed_is_held_against_a_role_that_others_pay_by_name() -> None:
+    def episode(total: float, **named: float) -> Scored:
+        way = Path(steps=(Step(action="a", agent="critic"),), outcome=total, total=total)
+        return Scored(total=total, paths=(way,), by_name=named)
+
+    group = [episode(1.0, critic=0.5), episode(1.0, critic=0.5), episode(-2.0)]
+    given_to = [found["a"] for found in credit_rule("per_role")(group)]
+    penalised = advantages(given_to, [one.total for one in group])
+    assert penalised == pytest.approx([0.385, 0.385, -0.770], abs=1e-3)
 
 
 def test_a_rule_s_name_spells_out_its_parameters() -> None:
