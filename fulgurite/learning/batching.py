@@ -31,6 +31,7 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
+from fulgurite.groups.credit import has_baseline
 from fulgurite.groups.rewards import LARGEST_TOTAL, is_bounded
 from fulgurite.ids import action_id, derive_id
 from fulgurite.learning.comparison import compare, is_comparable, turns_in
@@ -113,6 +114,8 @@ class BatchGroup(EventStruct, frozen=True, kw_only=True):
     """Whether it has nothing of its own to compare with."""
     by_turn: bool = False
     """Whether its credits are compared with those of the same turn."""
+    rule_has_baseline: bool = False
+    """Whether its credit rule has a baseline of its own (`fulgurite.groups.credit`)."""
     alias: str | None = None
     """The alias that it asked for; None in logs of earlier releases."""
     partition: int = 0
@@ -450,6 +453,7 @@ def assign_outcomes(
         members=members_of(rows, pending.tombstones.values()),
         is_lone=is_lone,
         by_turn=compared.by_turn,
+        rule_has_baseline=any(has_baseline(row.credit_rule) for row in rows),
         alias=next((event.alias for event in (*rows, *pending.tombstones.values())), None),
         partition=pending.partition,
         offsets=(pending.first_offset, pending.last_offset),

@@ -1,4 +1,4 @@
-"""Explains in words why a batch, or a part of it, is not trained. No I/O."""
+"""Explains in words why a batch, or a part of it, is not trained, or not as meant. No I/O."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fulgurite.enums import FilterReason, LedgerTerm
 from fulgurite.learning.batching import BatchGroup
 from fulgurite.ledger.remedies import REMEDIES
+from services.learner.algorithms.algorithm import Algorithm
 
 
 def shortcomings(groups: Sequence[BatchGroup], max_row_tokens: int) -> list[str]:
@@ -40,3 +41,23 @@ def shortcomings(groups: Sequence[BatchGroup], max_row_tokens: int) -> list[str]
             "or keep conversations shorter"
         )
     return lines
+
+
+def misplaced_rule(groups: Sequence[BatchGroup], algorithm: Algorithm) -> str | None:
+    """Return a line for the log if a credit rule's own baseline is not the one that the credits of
+    a group are compared with; None otherwise.
+    """
+    misplaced = [
+        group.group_id
+        for group in groups
+        if group.rule_has_baseline and (group.is_lone or algorithm.comparison == "batch")
+    ]
+    if not misplaced:
+        return None
+    return (
+        f"group {misplaced[0]} has a credit rule with a baseline of its own (last_step, gigpo or "
+        "per_role), which needs a comparison within the group, but is compared with other groups: "
+        "its advantages are not those of the rule. Declare the rule `identical`, `step` or "
+        "`discounted`, or run groups of two or more under an algorithm that compares with the "
+        "group, such as `grpo`"
+    )

@@ -32,7 +32,7 @@ from services.learner.checkpoint import CheckpointState
 from services.learner.config import RunConfig
 from services.learner.dead_rows import odd_row, rows_of_culprits, unreadable
 from services.learner.errors import CheckpointForeign
-from services.learner.explaining import shortcomings
+from services.learner.explaining import misplaced_rule, shortcomings
 from services.learner.gauges import show_groups, show_refusal, show_start, show_update
 from services.learner.policy_log import PolicyLog
 from services.learner.redo import Batch
@@ -103,6 +103,7 @@ class Learner:
         self._amending_since: float | None = None
         self._settling_since: float | None = None
         self._stopping = False
+        self._has_warned_of_rules = False
         self._stopwatch = self._versions.stopwatch
         self._unreported: deque[BatchGroup] = deque(maxlen=_UNREPORTED_GROUPS)
         """Groups that were settled since the last update, for the metrics of the next."""
@@ -210,6 +211,7 @@ class Learner:
             groups = permuted(groups, permute + self.version.step)
         for line in shortcomings(groups, self.config.batch.max_row_tokens):
             logger.warning(line)
+        self._warn_of_rules(groups)
         stepped = self._make_steps(groups)
         letters = rows_of_culprits(stepped.culprits, self.version.policy, self._source)
         if stepped.batches:
@@ -223,6 +225,13 @@ class Learner:
             self._versions.leave_tensors()
             raise stepped.refusal
         return True
+
+    def _warn_of_rules(self, groups: Sequence[BatchGroup]) -> None:
+        """Warn once of credit rules that do not go with what credits are compared with."""
+        line = misplaced_rule(groups, self.config.algorithm.algorithm)
+        if line is not None and not self._has_warned_of_rules:
+            self._has_warned_of_rules = True
+            logger.warning(line)
 
     def _make_steps(self, groups: Sequence[BatchGroup]) -> Stepped:
         moving = self.config.batch.baseline == "moving_average"

@@ -168,7 +168,10 @@ def _permute(group: BatchGroup, chance: random.Random) -> BatchGroup:
     # Episodes without rows get the rest of the rewards, so the baseline does not change.
     drawn = iter(rewards)
     return msgspec.structs.replace(
-        group, turns={}, episodes=tuple(_paid(episode, next(drawn)) for episode in group.episodes)
+        group,
+        turns={},
+        rule_has_baseline=False,
+        episodes=tuple(_paid(episode, next(drawn)) for episode in group.episodes),
     )
 
 

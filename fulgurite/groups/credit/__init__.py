@@ -6,7 +6,8 @@ Credit is a return, before any baseline. The learner compares it with others of 
 still to come at a turn (`step`, `discounted`) with the credits of the group's other episodes at
 that turn, everything else with the rewards of whole episodes. It takes their mean off and divides
 by their standard deviation. Rules that have a baseline of their own (`gigpo`, `per_role`,
-`last_step`) give the credit that leads to their advantage that way.
+`last_step`) give the credit that leads to their advantage that way; compared with a batch or a
+moving average, it does not.
 
 A declaration names a rule by `name`, or with parameters, `discounted(gamma=0.9)`; others have their
 defaults. Parameters are bounded, so that rewards within `fulgurite.groups.rewards.LARGEST_TOTAL`
@@ -39,13 +40,17 @@ class Rule(EventStruct, frozen=True):
     """Whether a credit is to be compared with those of the same turn, rather than with the rewards
     of whole episodes: of a return, what was paid before is no part.
     """
+    has_baseline: bool = False
+    """Whether it compares episodes itself, and its credits lead to its advantages only where the
+    learner compares within the group.
+    """
 
 
 RULES: dict[str, Rule] = {
     "identical": Rule(on_paths(identical)),
     "step": Rule(on_paths(step), by_turn=True),
     "discounted": Rule(on_paths(discounted), {"gamma": Number(0.95, 0.0, 1.0)}, by_turn=True),
-    "last_step": Rule(last_step),
+    "last_step": Rule(last_step, has_baseline=True),
     "gigpo": Rule(
         gigpo,
         {
@@ -55,8 +60,9 @@ RULES: dict[str, Rule] = {
             "state": Choice(("observation", "prompt")),
         },
         anchored=True,
+        has_baseline=True,
     ),
-    "per_role": Rule(per_role),
+    "per_role": Rule(per_role, has_baseline=True),
 }
 
 
@@ -83,5 +89,17 @@ def compares_turns(name: str) -> bool:
     """Whether credits under the rule, named as in a trajectory, are compared turn by turn. A rule
     that is not known here compares whole episodes.
     """
-    rule = RULES.get(name.partition("(")[0])
+    rule = _rule_of(name)
     return rule is not None and rule.by_turn
+
+
+def has_baseline(name: str) -> bool:
+    """Whether the rule, named as in a trajectory, has a baseline of its own, so that its credits
+    need a comparison within the group. A rule that is not known here has none.
+    """
+    rule = _rule_of(name)
+    return rule is not None and rule.has_baseline
+
+
+def _rule_of(name: str) -> Rule | None:
+    return RULES.get(name.partition("(")[0])

@@ -68,6 +68,12 @@ def test_a_group_with_a_baseline_of_its_own_keeps_it_and_may_have_no_signal() ->
     ]
 
 
+def test_a_group_says_whether_its_rule_has_a_baseline_of_its_own() -> None:
+    for rule, has_one in (("last_step", True), ("identical", False)):
+        (group,) = settled(batcher_with(alone("g1", 1.0, rule=rule), rules=MOVING))
+        assert (group.is_lone, group.rule_has_baseline) == (True, has_one)
+
+
 def test_no_reward_is_no_reward_whatever_the_baseline_is() -> None:
     (group,) = settled(batcher_with(alone("g1", None), rules=MOVING))
     assert set(group.outcomes.values()) == {(LedgerTerm.filtered, FilterReason.no_reward)}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fulgurite.enums import FilterReason
 from fulgurite.events import Trajectory
-from fulgurite.groups.credit import compares_turns, credit_rule
+from fulgurite.groups.credit import compares_turns, credit_rule, has_baseline
 from fulgurite.groups.credit.types import Scored
 from fulgurite.learning.comparison import compare, turns_in
 from tests.fulgurite.groups.test_credit import GROUPS
@@ -131,6 +131,21 @@ def test_what_cannot_be_computed_with_is_compared_with_nothing() -> None:
     ]
     rows = [msgspec.structs.replace(one, credit_rule="step") for one in rows]
     assert compare(rows, [1.0, 0.0]).turns == {1: (0.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "has_one"),
+    [
+        ("last_step", True),
+        ("gigpo(gamma=1)", True),
+        ("per_role", True),
+        ("identical", False),
+        ("discounted(gamma=0.5)", False),
+        ("of a later release(x=1)", False),
+    ],
+)
+def test_a_rule_says_whether_it_has_a_baseline_of_its_own(name: str, *, has_one: bool) -> None:
+    assert has_baseline(name) is has_one
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,15 @@ what is trained.
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fulgurite.enums import FilterReason, LedgerTerm
 from fulgurite.learning.batching import BatchGroup
-from services.learner.explaining import shortcomings
+from services.learner.algorithms import ALGORITHMS
+from services.learner.explaining import misplaced_rule, shortcomings
 
 Outcome = tuple[LedgerTerm, FilterReason | None]
 TRAINED: Outcome = (LedgerTerm.trained, None)
@@ -64,3 +66,29 @@ def test_stale_actions_and_groups_without_any_are_told() -> None:
 def test_what_trains_something_is_no_warning(others: list[Outcome]) -> None:
     lines = shortcomings(batch(TRAINED, *others), 64)
     assert bool(lines) is (OVERSIZED in others)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "lone", "has_baseline", "is_told"),
+    [
+        ("grpo", False, True, False),
+        ("rloo", False, True, False),
+        ("reinforce++", False, False, False),
+        ("grpo", True, False, False),
+        ("reinforce++", False, True, True),
+        ("grpo", True, True, True),
+    ],
+)
+def test_a_rule_with_a_baseline_of_its_own_is_told_where_groups_are_compared_with_others(
+    algorithm: str, *, lone: bool, has_baseline: bool, is_told: bool
+) -> None:
+    groups = [
+        *batch(TRAINED),
+        *(
+            msgspec.structs.replace(group, is_lone=lone, rule_has_baseline=has_baseline)
+            for group in batch(TRAINED)
+        ),
+    ]
+    line = misplaced_rule(groups, ALGORITHMS[algorithm])
+    assert (line is not None) is is_told
+    assert line is None or "group g has a credit rule with a baseline of its own" in line

@@ -10,6 +10,7 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 import pytest
+import structlog
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import FilterReason, LedgerTerm
@@ -263,6 +264,21 @@ def test_groups_of_one_are_compared_with_their_batch(tmp_path: Path) -> None:
     learner.run()
     assert advantages_in(trainer) == [0.5, -0.5]
     assert set(log.outcomes().values()) == {(LedgerTerm.trained, None)}
+
+
+def test_a_credit_rule_that_does_not_go_with_the_comparison_is_told_once(tmp_path: Path) -> None:
+    events = [
+        msgspec.structs.replace(event, credit_rule="last_step")
+        if isinstance(event, Trajectory)
+        else event
+        for group in (1, 2, 3)
+        for event in rows_of(group, [1.0, 0.0])
+    ]
+    learner, _ = learner_of(tmp_path, Trainer(), events, algorithm={"name": "reinforce++"})
+    with structlog.testing.capture_logs() as lines:
+        learner.run()
+    told = [line["event"] for line in lines if "baseline of its own" in line["event"]]
+    assert len(told) == 1
 
 
 def test_a_moving_average_goes_on_after_a_restart(tmp_path: Path) -> None:
