@@ -172,8 +172,10 @@ class AlgorithmConfig(Section):
     """Entropy below which no update is made, and the learner stops; 0: never."""
     kl: float = Field(default=0.0, ge=0)
     """Weight of the KL term against the base model."""
-    kl_estimator: Literal["k1", "abs", "k2", "low_var_kl", "k3"] = "low_var_kl"
-    """verl's estimator of that KL."""
+    kl_estimator: Literal["k1+", "abs", "k2", "low_var_kl", "k3", "k3+"] = "low_var_kl"
+    """verl's estimator of that KL; `low_var_kl` is `k3`. `k1+` and `k3+` have the values of k1 and
+    k3 and the gradient of `k2`, which is that of the KL. The gradient of k1 itself is 0 in
+    expectation, so there is no `k1`."""
 
     @property
     def algorithm(self) -> Algorithm:

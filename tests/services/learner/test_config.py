@@ -123,6 +123,7 @@ def test_every_preset_is_a_whole_run(tmp_path: Path, name: str) -> None:
         ('[algorithm]\nname = "reinforce++"\n[batch]\nbaseline = "moving_average"',
          "batch.baseline = 'moving_average' has no effect with algorithm.name = 'reinforce++'"),
         ("[algorithm]\nentropy_stop_below = 0.1", "entropy_stop_below = 0.1 is above entropy_alarm_below = 0.05"),
+        ('[algorithm]\nkl = 0.1\nkl_estimator = "k1"', "algorithm.kl_estimator: Input should be 'k1+', 'abs'"),
         ('[algorithm]\nname = "gspo2"', "algorithm.name: 'gspo2' is no algorithm; there are grpo, "),
     ],
 )  # fmt: skip

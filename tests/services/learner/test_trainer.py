@@ -11,7 +11,7 @@ import itertools
 import random
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 from urllib.parse import urlparse
 
 import msgspec
@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from fulgurite.versions import Version
 from services.learner.algorithms import ALGORITHMS
 from services.learner.artifacts import ArtifactStore
-from services.learner.config import RunConfig
+from services.learner.config import AlgorithmConfig, RunConfig
 from services.learner.errors import (
     CheckpointForeign,
     ConfigInvalid,
@@ -51,6 +51,7 @@ with warnings.catch_warnings():
     from verl.trainer.ppo.core_algos import (
         POLICY_LOSS_REGISTRY,
         get_policy_loss_fn,
+        kl_penalty,
     )
     from verl.workers.config import ActorConfig
 
@@ -408,6 +409,20 @@ def test_entropy_and_kl_terms_join_the_loss() -> None:
         first["policy_loss"] - 0.1 * first["entropy"] + 0.5 * first["kl"], rel=1e-4
     )
     assert step(both, sampled(both, rows))["kl"] > 0
+
+
+@pytest.mark.parametrize(
+    "estimator", get_args(AlgorithmConfig.model_fields["kl_estimator"].annotation)
+)
+def test_every_estimator_of_the_kl_pulls_towards_the_reference(estimator: str) -> None:
+    """Of k1 the gradient is 1 whatever the two are: it would do the same to likely and unlikely
+    tokens, which is nothing in expectation.
+    """
+    logprobs = torch.tensor([-1.0, -3.0], requires_grad=True)
+    penalty = kl_penalty(cast("Any", logprobs), cast("Any", torch.tensor([-2.0, -2.0])), estimator)
+    penalty.sum().backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad[0] > 0 > logprobs.grad[1]
 
 
 def test_tokens_weigh_the_same_in_episodes_of_one_row() -> None:
