@@ -129,6 +129,9 @@ class Learner:
             self.batcher.restore(progress.positions, progress.settled, settled)
             self._averages.restore(progress.baselines)
             self._trained_batches = progress.trained_batches
+        else:
+            # Without a version, another folder's learner may have settled groups all the same.
+            self.batcher.restore((), {}, self._policy_log.ledger().settled)
         self.batcher.lineage = self._versions.lineage
         self._versions.acquire_epoch()
         self._source.start(self.batcher.positions())

@@ -247,6 +247,40 @@ def test_groups_without_a_signal_are_settled_soon_and_make_no_version(
     assert set(log.outcomes().values()) == {(LedgerTerm.filtered, FilterReason.no_signal)}
 
 
+class RemembersLedger(PolicyLogInMemory):
+    """Knows the settled groups of what was published, as a log does."""
+
+    def ledger(self) -> LedgerMemory:
+        entries = [event for event in self.published if isinstance(event, LedgerEntry)]
+        return LedgerMemory(
+            {entry.event_id for entry in entries},
+            {entry.group_id: entry.group_revision for entry in entries},
+        )
+
+
+def test_a_learner_with_an_empty_folder_trains_nothing_that_an_earlier_one_filtered(
+    tmp_path: Path,
+) -> None:
+    log = RemembersLedger()
+    (tmp_path / "lost").mkdir()
+    first, _ = learner_of(
+        tmp_path / "lost",
+        Trainer(),
+        rows_of(1, [1.0, 0.0]),
+        log=log,
+        batch={"groups": 1, "max_row_tokens": 2},
+    )
+    first.run()
+    first._settle(())  # pyright: ignore[reportPrivateUsage]
+    assert set(log.outcomes().values()) == {(LedgerTerm.filtered, FilterReason.oversized)}
+    trainer = Trainer()
+    events = [*rows_of(1, [1.0, 0.0]), *rows_of(2, [1.0, 0.0])]
+    second, _ = learner_of(tmp_path, trainer, events, log=log)
+    second.run()
+    assert len(trainer.steps) == 1
+    assert len(log.outcomes()) == 4, "each action has one term"
+
+
 def advantages_in(trainer: Trainer) -> list[float]:
     """Of the rows of the last batch."""
     return [float(row.advantages[row.trained][0]) for rows in trainer.steps[-1] for row in rows]
