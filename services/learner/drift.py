@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from fulgurite.ledger.remedies import DRIFT_REMEDY
 from services.common.runtime import logs
 from services.learner.config import DriftConfig
-from services.learner.errors import PolicyDrift
+from services.learner.errors import PolicyDrift, StepNotFinite
 
 _LOG_RATIO_BOUND = 20.0
 """As in verl's losses: beyond it, exp() says nothing more."""
@@ -94,10 +95,17 @@ class Drift:
         return found
 
     def check(self, bounds: DriftConfig) -> None:
-        """Warn beyond the alarm's bounds. Raises PolicyDrift beyond those of the stop."""
+        """Warn beyond the alarm's bounds.
+
+        Raises PolicyDrift beyond those of the stop, and StepNotFinite if a log-probability is NaN.
+        """
         k3, ess = self.k3, self.ess
-        # Written so that NaN raises too.
-        if not (k3 <= bounds.stop.k3 and ess >= bounds.stop.ess):
+        if not (math.isfinite(k3) and math.isfinite(ess)):
+            raise StepNotFinite(
+                f"a log-probability of the batch is not finite (k3 {k3:g}, effective sample size "
+                f"{ess:g}); no weight was changed"
+            )
+        if k3 > bounds.stop.k3 or ess < bounds.stop.ess:
             raise PolicyDrift(
                 "the engine's log-probabilities of this batch and the trainer's disagree: k3 "
                 f"{k3:.4f} (drift.stop.k3 = {bounds.stop.k3:g}), effective sample size {ess:.3f} "

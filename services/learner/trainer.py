@@ -152,7 +152,7 @@ class Trainer:
     def _correct(self, batch: Sequence[_Prepared]) -> Drift:
         """Compute the old log-probabilities of a batch, and the weights between engine and trainer.
 
-        Raises PolicyDrift.
+        Raises PolicyDrift, StepNotFinite.
         """
         from services.learner.correction import correction_weights
 

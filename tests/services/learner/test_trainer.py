@@ -486,12 +486,16 @@ def test_drift_beyond_the_bound_stops_the_step_and_changes_nothing() -> None:
     assert not all(torch.equal(before[name], value) for name, value in weights(forest).items())
 
 
-def test_logprobs_that_are_no_numbers_stop_the_step_too() -> None:
-    forest = trainer()
+@pytest.mark.parametrize("correction", ["bypass", "decoupled"])
+def test_logprobs_that_are_no_numbers_are_no_drift(correction: str) -> None:
+    """So the batch is tried again and halved, and the learner goes on."""
+    forest = trainer(algorithm={"correction": correction})
     rows = sampled(forest, batch())
+    before = weights(forest)
     rows[0].behaviour_logprobs[rows[0].trained] = np.nan
-    with pytest.raises(PolicyDrift):
+    with pytest.raises(StepNotFinite, match="a log-probability of the batch is not finite"):
         step(forest, rows)
+    assert all(torch.equal(before[name], value) for name, value in weights(forest).items())
 
 
 @pytest.mark.parametrize("advantage", [3e38, np.inf, np.nan])
