@@ -30,7 +30,11 @@ class Section(BaseModel):
     """A table of the file."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
 
@@ -281,6 +285,10 @@ class BatchConfig(Section):
                 f"wait = {self.wait!r} and tokens = {self.tokens}: `tokens` needs a number of "
                 "tokens, `groups` has none"
             )
+        if self.wait == "tokens" and "groups" in self.model_fields_set:
+            raise ValueError(
+                f"groups = {self.groups} has no effect with wait = 'tokens': leave it out"
+            )
         if self.baseline == "batch" and self.wait == "groups" and self.groups == 1:
             raise ValueError(
                 "baseline = 'batch' with groups = 1 compares a group with itself; set groups = 2 "
@@ -327,6 +335,11 @@ class OptimizerConfig(Section):
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {list(self.betas)}: each must be from 0 to below 1")
+        if self.schedule == "constant" and self.min_lr:
+            raise ValueError(
+                f"min_lr = {self.min_lr:g} has no effect with schedule = 'constant'; set 'linear' "
+                "or 'cosine', and decay_steps"
+            )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr = {self.min_lr:g} is above lr = {self.lr:g}")
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
@@ -424,6 +437,20 @@ class DriftConfig(Section):
 
     alarm: DriftAlarm = DriftAlarm()
     stop: DriftStop = DriftStop()
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        alarm, stop = self.alarm, self.stop
+        for name, bound, warned_at, is_tighter in (
+            ("k3", stop.k3, alarm.k3, stop.k3 < alarm.k3),
+            ("ess", stop.ess, alarm.ess, stop.ess > alarm.ess),
+        ):
+            if is_tighter:
+                raise ValueError(
+                    f"stop.{name} = {bound:g} is tighter than alarm.{name} = {warned_at:g}: the "
+                    "learner would stop without a warning"
+                )
+        return self
 
 
 class CheckpointConfig(Section):

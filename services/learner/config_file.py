@@ -165,16 +165,19 @@ def _picked(read: RunFile, name: str | None) -> str:
 def _resolved(read: RunFile, environment: Mapping[str, str], policy: str | None) -> RunConfig:
     preset = read.preset
     own = read.policies.get(policy or "")
-    layers = [
-        _of_variables(environment, _SHARED_VARIABLES),
-        _of_variables(environment, FORMER_VARIABLES),
-        *([] if preset is None else [Layer(f"preset {preset}", _preset(preset))]),
+    given = [
         Layer(read.name, read.tables),
         *([] if own is None else [Layer(f"{read.name}, policy {policy}", own)]),
         _of_variables(
             environment,
             {name: Former(_key_of(name)) for name in environment if name.startswith(PREFIX)},
         ),
+    ]
+    layers = [
+        _of_variables(environment, _SHARED_VARIABLES),
+        _of_variables(environment, FORMER_VARIABLES),
+        *([] if preset is None else [Layer(f"preset {preset}", _preset(preset, given))]),
+        *given,
     ]
     merged: dict[str, Any] = {"policy": {}}
     for layer in layers:
@@ -245,11 +248,19 @@ def presets() -> dict[str, str]:
     }
 
 
-def _preset(name: object) -> dict[str, Any]:
+def _preset(name: object, later: Sequence[Layer]) -> dict[str, Any]:
+    """The tables of a preset. Its number of groups is left out if later layers make batches by
+    tokens, with which it would be refused.
+    """
     known = presets()
     if not isinstance(name, str) or name not in known:
         raise ConfigInvalid(f"preset = {name!r} is not known; there are {', '.join(known)}")
-    return tomllib.loads(known[name])
+    tables = tomllib.loads(known[name])
+    for layer in later:
+        batch = layer.tables.get("batch")
+        if isinstance(batch, dict) and cast("dict[str, Any]", batch).get("wait") == "tokens":
+            tables["batch"].pop("groups", None)
+    return tables
 
 
 def _of_variables(environment: Mapping[str, str], variables: Mapping[str, Former]) -> Layer:

@@ -39,6 +39,8 @@ def test_an_offline_learning_rate_is_not_below_the_end_of_the_schedule() -> None
             None,
             {
                 "FULGURITE_MODEL": "m",
+                "FULGURITE__OPTIMIZER__SCHEDULE": "linear",
+                "FULGURITE__OPTIMIZER__DECAY_STEPS": "9",
                 "FULGURITE__OPTIMIZER__MIN_LR": "1e-5",
                 "FULGURITE__DPO__LR": "1e-6",
             },
@@ -68,6 +70,20 @@ def test_the_environment_counts_before_the_file_and_the_file_before_its_preset(
     assert (config.batch.groups, config.batch.max_staleness) == (5, 2)
     assert (config.optimizer.betas, config.optimizer.lr) == ((0.8, 0.95), 1e-6)
     assert config.engine.device == "cpu", "as the preset says"
+
+
+@pytest.mark.parametrize("name", presets())
+def test_the_groups_of_a_preset_do_not_hinder_batches_by_tokens(tmp_path: Path, name: str) -> None:
+    text = f'preset = "{name}"\n[batch]\nwait = "tokens"\ntokens = 5\n'
+    assert run(tmp_path, text).batch.tokens == 5
+    environment = {
+        **MODEL,
+        "FULGURITE__BATCH__WAIT": "tokens",
+        "FULGURITE__BATCH__TOKENS": "5",
+    }
+    assert run(tmp_path, f'preset = "{name}"\n', environment).batch.tokens == 5
+    with pytest.raises(ConfigInvalid, match="groups = 3 has no effect"):
+        run(tmp_path, text + "groups = 3\n")
 
 
 def test_variables_of_earlier_releases_count_before_the_default_only(tmp_path: Path) -> None:
@@ -118,6 +134,12 @@ def test_every_preset_is_a_whole_run(tmp_path: Path, name: str) -> None:
         ('[batch]\nwait = "tokens"', "batch: wait = 'tokens' and tokens = None: `tokens` needs a number"),
         ("[batch]\ntokens = 5", "batch: wait = 'groups' and tokens = 5: `tokens` needs"),
         ('[batch]\nbaseline = "batch"\ngroups = 1', "batch: baseline = 'batch' with groups = 1 compares a group with"),
+        ('[batch]\nwait = "tokens"\ntokens = 5\ngroups = 4', "batch: groups = 4 has no effect with wait = 'tokens'"),
+        ("[drift.stop]\nk3 = 0.01", "drift: stop.k3 = 0.01 is tighter than alarm.k3 = 0.02"),
+        ("[drift.alarm]\ness = 0.2", "drift: stop.ess = 0.3 is tighter than alarm.ess = 0.2"),
+        ("[drift.stop]\nk3 = inf", "run.toml: drift.stop.k3: Input should be a finite number"),
+        ("[algorithm]\nentropy_bonus = nan", "run.toml: algorithm.entropy_bonus: Input should be a finite number"),
+        ("[optimizer]\nbetas = [0.9, nan]", "optimizer.betas.1: Input should be a finite number"),
         ("[batch]\nbaseline_decay = 0.5", "baseline_decay has no effect with baseline = 'group'"),
         ('[batch]\nbaseline = "batch"\npermute_rewards = 1', "permute_rewards with baseline = 'batch' is no control"),
         ('[algorithm]\nname = "reinforce++"\n[batch]\nbaseline = "moving_average"',
@@ -232,7 +254,8 @@ def test_every_algorithm_goes_with_both_corrections(
         ('schedule = "cosine"', "need decay_steps"),
         ("decay_steps = 9", "`constant` has none"),
         ("betas = [0.9, 1.0]", "betas"),
-        ("min_lr = 1.0", "min_lr = 1 is above lr"),
+        ("min_lr = 1e-6", "min_lr = 1e-06 has no effect with schedule = 'constant'"),
+        ('schedule = "linear"\ndecay_steps = 9\nmin_lr = 1.0', "min_lr = 1 is above lr"),
         ('schedule = "linear"\nwarmup_steps = 9\ndecay_steps = 9', "must be above warmup_steps"),
     ],
 )
