@@ -5,10 +5,10 @@ A reward is named for a role if its name is the role's, or begins with it and a 
 `critic.recall`. Weights apply as ever. The role's reward is compared with that of the same role in
 the group's other episodes, not with whole episodes: its credit is mean of R + std of R · (its
 reward - mean over the group) / std over the group, R being the episodes' rewards. The learner takes
-mean and std of R off again, so that the advantage is the role's own. An episode without a reward of
-the role, such as one that failed and is penalised, has (R - mean of R) / std of R in its place, and
-the role's advantages are then centred over the group. A role that nobody pays by name has credit R:
-the rule `identical`.
+mean and std of R off again, so that the advantage is the role's own. An episode in which the role
+acts without a reward, such as one that failed and is penalised, has (R - mean of R) / std of R in
+its place. The role's advantages are then centred over the episodes in which it acts or is paid. A
+role that nobody pays by name has credit R: the rule `identical`.
 
 Source: Dr. MAS (Feng et al. 2026, arXiv 2602.08847): advantages are normalised by each agent's own
 reward statistics; one mean and one deviation over agents with different rewards make their
@@ -41,24 +41,31 @@ from fulgurite.groups.credit.types import Credits, Scored, mean_and_scale, relat
 def per_role(group: Sequence[Scored]) -> list[Credits]:
     """Each action's credit is that of its role in its episode."""
     mean, scale = mean_and_scale([episode.total for episode in group])
-    roles = {step.agent for episode in group for path in episode.paths for step in path.steps}
-    by_role: dict[str, list[float]] = {}
-    for role in roles:
+    acting = [_roles(episode) for episode in group]
+    by_role: dict[str, dict[int, float]] = {}
+    for role in set[str]().union(*acting):
         rewards = [_reward(episode, role) for episode in group]
         among = [reward for reward in rewards if reward is not None]
         if not among:
-            by_role[role] = [episode.total for episode in group]
+            by_role[role] = {place: episode.total for place, episode in enumerate(group)}
             continue
-        compared = [
-            (episode.total - mean) / scale if reward is None else relative(reward, among)
-            for episode, reward in zip(group, rewards, strict=True)
-        ]
-        middle = fmean(compared)
-        by_role[role] = [mean + scale * (one - middle) for one in compared]
+        compared = {
+            place: (group[place].total - mean) / scale
+            if reward is None
+            else relative(reward, among)
+            for place, reward in enumerate(rewards)
+            if reward is not None or role in acting[place]
+        }
+        middle = fmean(compared.values())
+        by_role[role] = {place: mean + scale * (one - middle) for place, one in compared.items()}
     return [
         {step.action: by_role[step.agent][place] for path in episode.paths for step in path.steps}
         for place, episode in enumerate(group)
     ]
+
+
+def _roles(episode: Scored) -> set[str]:
+    return {step.agent for path in episode.paths for step in path.steps}
 
 
 def _reward(episode: Scored, role: str) -> float | None:

@@ -226,6 +226,11 @@ def test_a_role_s_advantage_is_over_its_own_rewards(group: list[Scored]) -> None
             relative(sum(values), named) if values else (total - mean) / scale
             for values, total in zip(paid, totals, strict=True)
         ]
+        concerned = [
+            one
+            for one, values, episode in zip(compared, paid, group, strict=True)
+            if values or any(step.agent == role for path in episode.paths for step in path.steps)
+        ]
         for episode, given_to, one in zip(
             group, credit_rule("per_role")(group), compared, strict=True
         ):
@@ -234,7 +239,7 @@ def test_a_role_s_advantage_is_over_its_own_rewards(group: list[Scored]) -> None
             }.values():
                 if step.agent != role:
                     continue
-                expected = one - statistics.fmean(compared)
+                expected = one - statistics.fmean(concerned)
                 assert given_to[step.action] == pytest.approx(
                     mean + scale * expected if named else episode.total
                 )
@@ -270,6 +275,22 @@ def test_an_episode_that_failed_is_held_against_a_role_that_others_pay_by_name()
     given_to = [found["a"] for found in credit_rule("per_role")(group)]
     penalised = advantages(given_to, [one.total for one in group])
     assert penalised == pytest.approx([0.385, 0.385, -0.770], abs=1e-3)
+
+
+def test_an_episode_without_a_role_does_not_move_what_the_role_is_compared_with() -> None:
+    def episode(total: float, agent: str, **named: float) -> Scored:
+        way = Path(steps=(Step(action="a", agent=agent),), outcome=total, total=total)
+        return Scored(total=total, paths=(way,), by_name=named)
+
+    group = [
+        episode(0.0, "critic", critic=1.0),
+        episode(0.0, "critic", critic=0.0),
+        episode(1.0, "writer"),
+        episode(1.0, "writer"),
+    ]
+    given_to = [found["a"] for found in credit_rule("per_role")(group)]
+    found = advantages(given_to, [one.total for one in group])
+    assert found[:2] == pytest.approx([0.707, -0.707], abs=1e-3)
 
 
 def test_a_rule_s_name_spells_out_its_parameters() -> None:
