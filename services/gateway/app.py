@@ -75,11 +75,12 @@ def add_routes(app: FastAPI, context: GatewayContext) -> None:
 
 
 def _warn_of_short_keys(settings: GatewaySettings) -> None:
-    short = sum(len(key) < SHORTEST_HIDDEN_KEY for key in settings.plain_keys())
+    admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
+    short = sum(len(key) < SHORTEST_HIDDEN_KEY for key in [*settings.plain_keys(), *admin])
     if short:
         log.warning(
-            "keys of FULGURITE_API_KEYS are easily guessed, and stay in the events of their "
-            "calls: they are too short to be told from ordinary text",
+            "keys of FULGURITE_API_KEYS or FULGURITE_ADMIN_KEY are short: they are easily guessed, "
+            "and are not removed from recorded calls. Set longer ones",
             keys=short,
             shortest=SHORTEST_HIDDEN_KEY,
         )

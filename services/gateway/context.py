@@ -21,7 +21,11 @@ from services.gateway.identity.authenticator import Authenticator, plain_owner
 from services.gateway.identity.conversation_matching import MEMORY_LIMIT, ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.harnesses import Harnesses
-from services.gateway.identity.idempotency import STATUSES_IN_MEMORY, Idempotency
+from services.gateway.identity.idempotency import (
+    STATUSES_IN_MEMORY,
+    Idempotency,
+    status_idempotency,
+)
 from services.gateway.identity.keys import KeyRing
 from services.gateway.identity.live_training import ROLLOUTS_IN_MEMORY, LiveTraining
 from services.gateway.identity.roles import Roles, role_aliases
@@ -186,7 +190,7 @@ def make_context(
         ),
         store=store,
         idempotency=Idempotency(store),
-        status_idempotency=Idempotency(_shared_or_own(settings, store, STATUSES_IN_MEMORY)),
+        status_idempotency=status_idempotency(_shared_or_own(settings, store, STATUSES_IN_MEMORY)),
         recorder=recorder,
         call_recorder=CallRecorder(
             recorder,

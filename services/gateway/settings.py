@@ -171,7 +171,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     """`kid:secret,kid2:secret`. The first signs scoped keys, all verify. Leave a `kid` out to
     revoke its keys. Required."""
     admin_key: SecretStr | None = None
-    """Bearer key of `POST /v1/rollouts`, for the runner and operators."""
+    """Bearer key of `POST /v1/rollouts`, for the runner and operators. Give it 16 characters or
+    more."""
     api_keys: SecretStr = SecretStr("")
     """Plain agent keys, comma-separated. Give them 16 characters or more: shorter ones are not
     removed from recorded calls."""

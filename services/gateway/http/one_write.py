@@ -1,9 +1,9 @@
 """uvicorn's protocol, with a reply's head and body in one write to the socket instead of two: a
 write costs more than a reply's Python.
 
-The head waits for what follows it, but only for this turn of the event loop. A client that does not
-read its reply is disconnected after a while, since it would hold its place at a backend. Everything
-else is uvicorn's.
+The head waits for what follows it, but only for this turn of the event loop. A client that reads
+nothing of its reply for a while is disconnected, since it would hold its place at a backend.
+Everything else is uvicorn's.
 """
 
 from __future__ import annotations

@@ -4,10 +4,13 @@ are forgotten in time.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 
 from services.gateway.errors import Conflict, Unavailable
-from services.gateway.identity.idempotency import Idempotency
+from services.gateway.identity.idempotency import Idempotency, status_idempotency
 from services.gateway.identity.store import MemoryStore, RedisStore
 from services.local_stack.ports import free_port
 
@@ -21,6 +24,19 @@ async def test_same_payload_same_answer_other_payload_conflict() -> None:
     with pytest.raises(Conflict, match="another payload"):
         await idempotency.reserve("s", "k", b"two")
     assert await idempotency.reserve("other scope", "k", b"two") is None
+
+
+async def test_a_status_is_answered_while_the_store_is_silent() -> None:
+    async def answer() -> dict[str, Any]:
+        return {"status_id": "s"}
+
+    for silent, refused in ((False, True), (True, False)):
+        store = RedisStore(f"redis://127.0.0.1:{free_port()}/0") if silent else MemoryStore()
+        idempotency = status_idempotency(store)
+        assert await idempotency.answer_once("s", "k", b"one", answer) == {"status_id": "s"}
+        with pytest.raises(Conflict) if refused else nullcontext():
+            await idempotency.answer_once("s", "k", b"two", answer)
+        await store.close()
 
 
 async def test_memory_forgets_what_expired() -> None:
