@@ -41,8 +41,8 @@ REMEDIES: Mapping[FilterReason, str] = {
     FilterReason.oversized: "its row has more tokens than batch.max_row_tokens of the "
     "learner: raise it, or keep conversations shorter",
     FilterReason.not_trained_mode: "its group was written for offline use only",
-    FilterReason.not_finite: "the loss or the gradient of its batch was not finite, and no "
-    "step was made: the learner's log has the groups",
+    FilterReason.not_finite: "the loss, the gradient or a log-probability of its batch was not "
+    "finite, and no step was made: the learner's log has the groups",
     FilterReason.drifted: "the engine's log-probabilities and the trainer's disagreed beyond "
     "drift.stop, so no step was made and the learner stopped: its log says what to do",
     FilterReason.collapsed: "the policy's entropy was below algorithm.entropy_stop_below, so no "

@@ -287,7 +287,9 @@ class BatchConfig(Section):
             )
         if self.wait == "tokens" and "groups" in self.model_fields_set:
             raise ValueError(
-                f"groups = {self.groups} has no effect with wait = 'tokens': leave it out"
+                f"groups = {self.groups} has no effect with wait = 'tokens': leave it out, and "
+                "unset FULGURITE__BATCH__GROUPS; where policies share it, set it for those that "
+                "wait for groups"
             )
         if self.baseline == "batch" and self.wait == "groups" and self.groups == 1:
             raise ValueError(

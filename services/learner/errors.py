@@ -129,4 +129,6 @@ class PolicyDrift(StepRefused):
 
 
 class StepNotFinite(TrainingError):
-    """The loss or the gradient of a batch is infinite or NaN. The optimizer made no step."""
+    """The loss, the gradient or a log-probability of a batch is infinite or NaN. The optimizer made
+    no step.
+    """
