@@ -112,7 +112,7 @@ def run(
         typer.Option(
             metavar="FILE.py:FN",
             help="Function that answers in the place of the model, to record a warm start for "
-            "`fulgurite sft`.",
+            "`fulgurite sft`. It answers 8 requests at once at most.",
         ),
     ] = None,
     n: Annotated[
@@ -183,17 +183,22 @@ def run(
         typer.Option(
             min=1,
             help="Groups that may wait for the learner, at least its batch size. Without it, a "
-            "batch and a half; in mode `val` and with --expert, where none waits, it is refused.",
+            "batch and a half. Refused in mode `val` and with --expert, where no group waits.",
         ),
     ] = None,
     updates: Annotated[
-        int | None, typer.Option(min=1, help="Stop after this many new versions.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Stop after this many new versions. Refused in mode `val` and with --expert.",
+        ),
     ] = None,
     until_version: Annotated[
         str | None,
         typer.Option(
             metavar="POLICY@VERSION",
-            help="Stop when this version is served, for example policy@1.20.",
+            help="Stop when this version is served, for example policy@1.20. Refused in mode `val` "
+            "and with --expert.",
         ),
     ] = None,
     give_up_after: Annotated[

@@ -1,7 +1,7 @@
 """Shows a run: one live line on a terminal, plain lines elsewhere, or JSON lines for programs.
 
 JSON lines are objects with the field `event`: `rollout`, `update`, `warning`, `progress` (at most
-once a second) and `summary`.
+once a second), `summary`, and `error` if the run cannot continue.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class JsonWatcher:
         self._write_event("warning", text=text)
 
     def finish(self, summary: Summary) -> None:
-        """Write the summary, the last line."""
+        """Write the summary, which only `error` may follow."""
         self._write_event("summary", **msgspec.to_builtins(summary))
 
     def _write_event(self, event: str, **values: Any) -> None:

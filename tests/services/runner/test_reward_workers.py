@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,21 @@ class Recorded(ForkServer):
 
     def __init__(self) -> None:
         self.argv: list[tuple[str, ...]] = []
+        self.environments: list[Mapping[str, str]] = []
 
-    async def run(self, program: Program, **_: Any) -> ProcessResult:  # pyright: ignore[reportIncompatibleMethodOverride]
+    async def run(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, program: Program, *, environment: Mapping[str, str], **_: Any
+    ) -> ProcessResult:
         self.argv.append(program.argv)
+        self.environments.append(environment)
         return ProcessResult(1, False, "", "", 0.0)
 
 
 @pytest.mark.parametrize("reference", ["rewards.py:score", "judge:big"])
-async def test_a_worker_reads_what_is_written_from_the_runs_start_on(
-    tmp_path: Path, reference: str
+async def test_a_worker_reads_from_the_runs_start_on_and_wants_no_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
 ) -> None:
+    monkeypatch.setenv("FULGURITE_METRICS_PORT", "9103")
     server = Recorded()
     options = RunOptions(
         tasks=Path("t"), command=("agent",), run_id="r", rewards={"score": reference}
@@ -41,3 +47,4 @@ async def test_a_worker_reads_what_is_written_from_the_runs_start_on(
     since = int(argv[argv.index("--since-ms") + 1])
     margin = 10 * 60 * 1000
     assert before - margin <= since <= now_ms() - margin
+    assert [one["FULGURITE_METRICS_PORT"] for one in server.environments] == ["0"]
