@@ -177,6 +177,7 @@ def checkpoint() -> CheckpointState:
         serial=5,
         positions=(Position(partition=0, offset=41), Position(partition=7, offset=0)),
         settled={"gr_a": (0, 43)},
+        trained_batches=12,
         pending=(b"\x00framed", b"\x00events"),
     )
 
