@@ -34,7 +34,7 @@ class CallExpander:
     async def expand(self, call: LlmCall, find: FindCall) -> LlmCall:
         """Return the complete call, once its payloads in the blob store are proved to be there.
 
-        Raises Rejected, LogUnavailable.
+        Raises Rejected, LogUnavailable; OSError if the blob store does not answer.
         """
         complete = call
         try:

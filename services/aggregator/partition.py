@@ -318,7 +318,7 @@ class AggregatorPartition:
             return False
         if group.was_declared:
             return True
-        minted = minted_at(group_id)
+        minted = _minted_at(group_id)
         return (
             minted is not None
             and self._closed.completeness(group_id, minted) is not Completeness.complete
@@ -356,7 +356,8 @@ class AggregatorPartition:
     def _began_at(self, group_id: str) -> int:
         """Return a time before which nothing was written of a group, as far as is known."""
         evicted = self._closed.note_of(group_id)
-        return minted_at(group_id) or (SKEW_MS if evicted is None else evicted.started_at)
+        known = (_minted_at(group_id), None if evicted is None else evicted.started_at)
+        return min((time for time in known if time is not None), default=SKEW_MS)
 
     def _is_incomplete(self, attempt: Attempt, group: Group) -> bool:
         """Whether something came for an attempt of which earlier inputs are not held."""
@@ -536,5 +537,13 @@ class AggregatorPartition:
 
 def _note(group_id: str, episodes: Iterable[Episode]) -> EvictedGroup:
     return EvictedGroup(
-        started_at=min(episode.started_at for episode in episodes), at=minted_at(group_id) or 0
+        started_at=min(episode.started_at for episode in episodes), at=_minted_at(group_id) or 0
     )
+
+
+def _minted_at(group_id: str) -> int | None:
+    """The time in the id; None where it has none. A time that is still to come is none: the id of a
+    session that a user named may look as if it held one.
+    """
+    minted = minted_at(group_id)
+    return None if minted is None or minted > now_ms() + SKEW_MS else minted

@@ -4,6 +4,7 @@ stitched with its declaration, as ever.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import pytest
@@ -12,7 +13,7 @@ from fulgurite.enums import StatusKind
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentStatus, Episode, Event, LlmCall
 from fulgurite.failures import FailureKind
-from fulgurite.ids import mint_group
+from fulgurite.ids import external_group, mint_group, minted_at
 from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, Topic
 from services.aggregator import partition as partition_module
 from services.aggregator.call_expander import FindCall
@@ -53,12 +54,13 @@ class MemoryLog(Log):
         return len(self.topics[topic.name])
 
     def read_all(
-        self, settings: KafkaSettings, topic: Topic, codec: object, **_: object
+        self, settings: KafkaSettings, topic: Topic, codec: object, since_ms: int, **_: object
     ) -> list[Record]:
         self.reads += 1
         return [
             Record(0, offset, NOW, None, b"", event, None)
             for offset, event in enumerate(self.topics[topic.name])
+            if since_ms <= NOW
         ]
 
     def episodes(self) -> list[Episode]:
@@ -212,6 +214,24 @@ async def test_a_late_call_of_undeclared_traffic_joins_what_was_written(log: Mem
     aggregator = Aggregator(log)
     await aggregator.run(make_call(at=NOW), make_status(at=NOW + 10))
     aggregator.start(NOW + HOUR)
+    await aggregator.run(make_call(turn=9, at=NOW + 5))
+    first, second = log.episodes()
+    assert second.supersedes == first.revision
+
+
+async def test_a_late_call_of_a_session_whose_id_looks_like_one_of_the_future_joins_it(
+    log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = (external_group("owner", str(number), b"secret") for number in itertools.count())
+    future = next(group for group in named if (minted_at(group) or 0) > NOW + HOUR)
+
+    def group_id(_number: int) -> str:
+        return future
+
+    monkeypatch.setattr(synthetic, "group_id", group_id)
+    aggregator = Aggregator(log)
+    await aggregator.run(make_call(at=NOW), make_status(at=NOW + 10))
+    await forget(aggregator, monkeypatch, "memory")
     await aggregator.run(make_call(turn=9, at=NOW + 5))
     first, second = log.episodes()
     assert second.supersedes == first.revision
