@@ -179,8 +179,8 @@ def _expanded(kafka: KafkaSettings, topic: Topic, records: Iterator[Record]) -> 
         if isinstance(record.event, LlmCall):
             try:
                 record = msgspec.structs.replace(record, event=readable(record.event))
-            except BadClaim as error:
-                record = msgspec.structs.replace(record, error=f"BadClaim: {error}")
+            except (BadClaim, OSError) as error:
+                record = msgspec.structs.replace(record, error=f"{type(error).__name__}: {error}")
         yield record
 
 

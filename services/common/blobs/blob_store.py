@@ -12,6 +12,7 @@ digits, or such objects in a bucket that the settings name; and only with the cl
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -34,6 +35,24 @@ _SHOWN = 500
 
 _LONG = 4096
 """JSON strings of this many characters or more are not shown to people."""
+
+
+_NOT_THERE = frozenset(
+    {
+        errno.ENOENT,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.ENXIO,
+        errno.ENAMETOOLONG,
+        errno.EINVAL,
+        errno.EACCES,
+        errno.EPERM,
+    }
+)
+"""Errors that say of a payload's place that it has none, or must not be read. Others say that the
+store is away.
+"""
 
 
 class StoredPayload(msgspec.Struct, frozen=True):
@@ -122,7 +141,9 @@ def open_store(url: str, data: Path) -> ClaimStore:
 
 
 def fetch(claim: ClaimCheck) -> bytes:
-    """Read a payload; blocks. Checks its size, but not its digest. Raises BadClaim."""
+    """Read a payload; blocks. Checks its size, but not its digest. Raises BadClaim; OSError if the
+    store does not answer.
+    """
     try:
         location = urlparse(claim.uri)
         if not re.fullmatch(r"[0-9a-f]{64}", claim.sha256) or not location.path.endswith(
@@ -142,6 +163,8 @@ def fetch(claim: ClaimCheck) -> bytes:
 
         return read(claim.uri, claim.size)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno not in _NOT_THERE:
+            raise
         raise BadClaim(
             f"{claim.uri[:_SHOWN]} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
@@ -161,7 +184,7 @@ def _read_file(path: str, claim: ClaimCheck) -> bytes:
 
 
 def redeemed(call: LlmCall, known: dict[str, bytes] | None = None) -> LlmCall:
-    """Restore a call with its payloads, and check their digests. Raises BadClaim.
+    """Restore a call with its payloads, and check their digests. Raises BadClaim, OSError.
 
     `known`: payloads by digest, which are not read again; new ones are added.
     """
@@ -174,12 +197,14 @@ def redeemed(call: LlmCall, known: dict[str, bytes] | None = None) -> LlmCall:
 
 
 def readable(call: LlmCall) -> LlmCall:
-    """Return a call with its text for people; long strings are placeholders. Raises BadClaim."""
+    """Return a call with its text for people; long strings are placeholders. Raises BadClaim,
+    OSError.
+    """
     return call if call.claim_check is None else extract_pieces(redeemed(call), _LONG)[0]
 
 
 def redeemed_episode(episode: Episode) -> Episode:
-    """Restore an episode with the payloads of its calls. Raises BadClaim."""
+    """Restore an episode with the payloads of its calls. Raises BadClaim, OSError."""
     known: dict[str, bytes] = {}
     return msgspec.structs.replace(
         episode, calls=tuple(redeemed(call, known) for call in episode.calls)

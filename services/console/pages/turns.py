@@ -60,7 +60,7 @@ def read_turns(asked: Asked, rows: Sequence[Row]) -> list[Turn]:
         except (BrokenDelta, CodecError) as error:
             turns.append(Turn(row, missing=str(error)))
             continue
-        except BadClaim as error:
+        except (BadClaim, OSError) as error:
             reason = f"The texts are stored outside the log, where the console cannot read: {error}"
             turns.append(Turn(row, missing=reason))
             continue

@@ -13,6 +13,7 @@ from fulgurite.ids import CompletionRef
 from fulgurite.topics import LLM_CALLS
 from services.common.blobs.blob_store import redeemed
 from services.common.kafka.delivery import Delivery
+from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.logged_calls import CallReader
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
@@ -55,6 +56,8 @@ class CallSearch:
                 "a recorded call cannot be read", call_id=ref.completion_id, error=str(error)
             )
             return None
+        except OSError as error:
+            raise LogUnavailable(f"the store of payloads does not answer: {error}") from error
 
     def _found(
         self, search: LogSearch, ref: CompletionRef, place: Delivery | None

@@ -4,6 +4,7 @@ is read.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -48,6 +49,28 @@ def test_what_is_missing_altered_or_elsewhere_is_told(tmp_path: Path) -> None:
         redeemed(leave(CALL, claim))
     with pytest.raises(BadClaim, match="nowhere://"):
         redeemed(leave(CALL, msgspec.structs.replace(claim, uri="nowhere://bucket/x/y")))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        ConnectionRefusedError(111, "refused"),
+        TimeoutError(),
+    ],
+)
+def test_a_store_that_is_away_makes_no_bad_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    claim = open_store("", tmp_path).put(payload_of(CALL))
+
+    def away(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("services.common.blobs.blob_store.os.open", away)
+    with pytest.raises(OSError) as raised:  # noqa: PT011
+        redeemed(leave(CALL, claim))
+    assert raised.value is error
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
