@@ -114,6 +114,8 @@ def test_a_command_at_a_terminal_has_it_to_itself() -> None:
             stdin=theirs,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # Tests that run in the background ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as process:
             os.write(ours, b"typed\n")
             said, problems = process.communicate(timeout=20)
